@@ -1,0 +1,85 @@
+//! The assignment a node gets for a volume: everything it needs, made from the ledger row and the facts.
+
+use super::{Authority, BACK, Mapping, NasFacts, NasLayer, VolumeRecord, plain_export};
+use crate::{
+    HostName,
+    messages::{Assign, BackOrder, Endpoint, PushOrder, Want},
+};
+
+/// The assignment for the volume's mapped node; its revision is that of the last one sent, plus one if anything differs.
+///
+/// An endpoint that was given out stays in it while it may come back: a node whose connection broke waits for it.
+pub fn assignment(v: &VolumeRecord, facts: &NasFacts, nas: &HostName, address: &str) -> Option<Assign> {
+    let m = v.mapping.as_ref()?;
+    let last = v.assign.as_ref().filter(|a| a.epoch == m.epoch);
+    let endpoint = |port: u16, export: String| Endpoint { host: address.to_owned(), port, export, server: nas.clone() };
+    let push = m.push.as_ref().map(|p| {
+        let serving = facts.incoming.known().copied().flatten().is_some_and(|i| i.push == p.push && i.serving);
+        let given = last.and_then(|a| a.push.as_ref()).is_some_and(|o| o.push == p.push && o.endpoint.is_some());
+        PushOrder { push: p.push, endpoint: (serving || given).then(|| endpoint(p.port, p.push.to_string())), last: p.last }
+    });
+    let mut next = Assign {
+        volume: v.id,
+        name: format!("{}/{}", v.pool, v.name),
+        nas: nas.clone(),
+        size: v.size,
+        epoch: m.epoch,
+        revision: last.map_or(0, |a| a.revision),
+        want: m.want,
+        device: m.device,
+        force: m.force,
+        export: export_of(m, facts, last).map(|name| endpoint(m.port, name)),
+        granted: matches!(m.authority, Authority::MaybeNode | Authority::Node),
+        push,
+        accepted: m.accepted.as_ref().map(|a| a.push),
+        release: match m.want {
+            Want::Gone => m.authority == Authority::Node && m.push.is_none() && m.accepted.as_ref().is_some_and(|a| a.last),
+            _ => m.authority == Authority::Nas && m.layer == NasLayer::Disk,
+        },
+        back: back_of(m, facts, last).map(|granted| BackOrder { endpoint: endpoint(m.port, back_export(m)), granted }),
+    };
+    if last != Some(&next) {
+        next.revision = last.map_or(1, |a| a.revision + 1);
+    }
+    Some(next)
+}
+
+/// The name of the overlay's export of this mapping.
+pub(super) fn back_export(m: &Mapping) -> String {
+    format!("{}.{BACK}", plain_export(m.epoch))
+}
+
+/// The name of the export the guest is to work on.
+fn export_of(m: &Mapping, facts: &NasFacts, last: Option<&Assign>) -> Option<String> {
+    match m.authority {
+        Authority::Node | Authority::MaybeNas => return None,
+        Authority::Nas | Authority::MaybeNode => {}
+    }
+    let plain = plain_export(m.epoch);
+    let back = back_export(m);
+    let served = |name: &String| {
+        facts.export.known().and_then(Option::as_ref).is_some_and(|e| e.epoch == m.epoch && e.names.contains(name))
+    };
+    let given = |name: &String| last.and_then(|a| a.export.as_ref()).is_some_and(|e| e.export == *name);
+    if m.layer == NasLayer::Disk && (served(&plain) || given(&plain)) {
+        return Some(plain);
+    }
+    // After the pivot back the guest is on the overlay's export, until the plain one is there.
+    let came_back = m.layer == NasLayer::Overlay || served(&back) || given(&back);
+    came_back.then_some(back)
+}
+
+/// Whether bring-back is ordered, and whether the node may pivot.
+fn back_of(m: &Mapping, facts: &NasFacts, last: Option<&Assign>) -> Option<bool> {
+    match m.authority {
+        Authority::MaybeNas => Some(true),
+        Authority::Node if m.want == Want::Remote && m.push.is_none() => {
+            let name = back_export(m);
+            let served =
+                facts.export.known().and_then(Option::as_ref).is_some_and(|e| e.epoch == m.epoch && e.names.contains(&name));
+            let given = last.and_then(|a| a.back.as_ref()).is_some();
+            (served || given).then_some(false)
+        }
+        _ => None,
+    }
+}

@@ -1,0 +1,255 @@
+//! The NAS's planner: `(ledger row, facts, the node's report) → next step`.
+//!
+//! This file has the volume's own life and the mapping while the NAS has authority; [`super::plan_node`] has the rest.
+//! Reports count only when they answer the newest assignment (same epoch, same revision): an old one that
+//! comes late can then never be taken for news.
+
+use super::{
+    Authority, ExportFacts, Mapping, NasChange, NasFacts, NasLayer, NasStep, Stage, VolumeRecord,
+    assign::back_export,
+    plain_export,
+    plan_node::{plan_maybe_nas, plan_node},
+    step::IMPORT,
+};
+use crate::{
+    Fact, HostName, SnapshotId,
+    messages::{NodePhase, Report, Want},
+    node::{JobState, StepResult},
+};
+
+/// A NAS's decision.
+pub type Decision = crate::Decision<NasStep, NasChange>;
+
+/// What the planner is told besides the row and the facts.
+#[derive(Clone, Debug, Default)]
+pub struct Context<'a> {
+    /// The node's newest report of this volume.
+    pub report: Option<&'a Report>,
+    /// A write-back is due by the clock (and not being held off after a failure).
+    pub due: bool,
+    /// A reader wants the volume: who, on which port.
+    pub reader: Option<(HostName, u16)>,
+}
+
+/// The facts, when all are known.
+pub(super) struct Seen<'a> {
+    pub disk: bool,
+    pub size: u64,
+    pub export: Option<&'a ExportFacts>,
+    pub incoming: Option<super::IncomingFacts>,
+    pub pending: Option<SnapshotId>,
+    pub overlay: bool,
+    pub reader: bool,
+}
+
+fn seen(facts: &NasFacts) -> Result<Seen<'_>, String> {
+    fn known<'f, T>(what: &str, fact: &'f Fact<T>) -> Result<&'f T, String> {
+        match fact {
+            Fact::Known(value) => Ok(value),
+            Fact::Unknown(why) => Err(format!("{what} cannot be looked at: {why}")),
+        }
+    }
+    let disk = known("the volume's file", &facts.disk)?;
+    Ok(Seen {
+        disk: disk.is_some(),
+        size: disk.map_or(0, |d| d.size),
+        export: known("the export", &facts.export)?.as_ref(),
+        incoming: *known("the incoming file", &facts.incoming)?,
+        pending: *known("the pending file", &facts.pending)?,
+        overlay: known("the overlay", &facts.overlay)?.is_some(),
+        reader: *known("the reader's export", &facts.reader)?,
+    })
+}
+
+/// What to do next about one volume.
+pub fn plan(v: &VolumeRecord, facts: &NasFacts, context: &Context<'_>) -> Decision {
+    let f = match seen(facts) {
+        Ok(f) => f,
+        Err(why) => return Decision::Stuck(why),
+    };
+    match &v.stage {
+        Stage::Creating => {
+            return if f.disk { Decision::Do(NasStep::SyncDisk) } else { Decision::Do(NasStep::CreateDisk { size: v.size }) };
+        }
+        Stage::Importing { peer, port, complete } => return plan_import(v, &f, peer, *port, *complete),
+        Stage::Deleting => return plan_delete(&f),
+        Stage::Ready => {}
+    }
+    if !f.disk {
+        return Decision::Stuck(format!("the file of volume {}/{} is not in the pool any more", v.pool, v.name));
+    }
+    match (&context.reader, f.reader) {
+        (None, true) => return Decision::Do(NasStep::StopReader),
+        (Some((peer, port)), false) => {
+            return Decision::Do(NasStep::StartReader { peer: peer.clone(), port: *port });
+        }
+        _ => {}
+    }
+    let Some(m) = &v.mapping else {
+        return plan_unmapped(v, &f);
+    };
+    let report = context
+        .report
+        .filter(|r| r.epoch == m.epoch && v.assign.as_ref().is_some_and(|a| a.epoch == m.epoch && a.revision == r.revision));
+    if let Some(push) = f.pending {
+        let accepted = m.accepted.as_ref().is_some_and(|a| a.push == push);
+        return match &m.push {
+            _ if accepted => Decision::Do(NasStep::RemovePending { push }),
+            Some(p) if p.push == push && f.reader => {
+                Decision::Wait("a reader is copying the volume; the write-back waits".to_owned())
+            }
+            Some(p) if p.push == push => Decision::Do(NasStep::CommitPending { push }),
+            _ => Decision::Stuck(format!("write-back {push} is complete but the ledger does not know it")),
+        };
+    }
+    match m.authority {
+        Authority::Nas | Authority::MaybeNode => plan_nas(m, &f, report),
+        Authority::Node => plan_node(m, &f, report, context.due),
+        Authority::MaybeNas => plan_maybe_nas(m, &f, report),
+    }
+}
+
+fn plan_import(v: &VolumeRecord, f: &Seen<'_>, peer: &HostName, port: u16, complete: bool) -> Decision {
+    let name = format!("{}.{IMPORT}", plain_export(v.epoch));
+    match f.export {
+        Some(_) if complete => Decision::Do(NasStep::StopExport),
+        None if complete => Decision::Do(NasStep::SyncDisk),
+        _ if !f.disk => Decision::Do(NasStep::CreateDisk { size: v.size }),
+        None => Decision::Do(NasStep::StartExport { epoch: v.epoch, name, peer: peer.clone(), port, layer: NasLayer::Disk }),
+        Some(_) => Decision::Wait(format!("{peer} is filling it")),
+    }
+}
+
+fn plan_delete(f: &Seen<'_>) -> Decision {
+    if f.export.is_some() {
+        Decision::Do(NasStep::StopExport)
+    } else if f.reader {
+        Decision::Do(NasStep::StopReader)
+    } else if f.incoming.is_some() {
+        Decision::Do(NasStep::DiscardIncoming)
+    } else if f.disk {
+        Decision::Do(NasStep::RemoveDisk)
+    } else {
+        Decision::Record(NasChange::Deleted)
+    }
+}
+
+fn plan_unmapped(v: &VolumeRecord, f: &Seen<'_>) -> Decision {
+    if f.export.is_some() {
+        Decision::Do(NasStep::StopExport)
+    } else if f.incoming.is_some() {
+        Decision::Do(NasStep::DiscardIncoming)
+    } else if let Some(push) = f.pending {
+        Decision::Stuck(format!("write-back {push} is complete but no mapping knows it"))
+    } else if f.overlay {
+        Decision::Stuck("an overlay is here that no mapping knows".to_owned())
+    } else if f.size < v.size.bytes() {
+        Decision::Do(NasStep::GrowDisk { size: v.size })
+    } else {
+        Decision::Rest
+    }
+}
+
+/// The NAS has the newest writes (the node may have been allowed to pivot).
+fn plan_nas(m: &Mapping, f: &Seen<'_>, report: Option<&Report>) -> Decision {
+    if m.authority == Authority::MaybeNode && report.is_some_and(|r| r.pivoted) {
+        return Decision::Record(NasChange::Authority(Authority::Node));
+    }
+    let gone = report.is_some_and(|r| r.phase == NodePhase::Gone) || (m.abandon && m.authority == Authority::Nas);
+    if m.want == Want::Gone && gone && m.layer == NasLayer::Disk {
+        return match f.export {
+            Some(export) if export.commit.as_ref().is_some_and(|c| c.state == JobState::Pending) => {
+                Decision::Do(NasStep::FinalizeCommit)
+            }
+            Some(_) => Decision::Do(NasStep::StopExport),
+            None if f.overlay => Decision::Do(NasStep::RemoveOverlay),
+            None if f.incoming.is_some() => Decision::Do(NasStep::DiscardIncoming),
+            None => Decision::Record(NasChange::Unmapped),
+        };
+    }
+    let plain = plain_export(m.epoch);
+    let back = back_export(m);
+    let Some(export) = f.export else {
+        if f.overlay && m.layer == NasLayer::Disk {
+            return Decision::Do(NasStep::RemoveOverlay);
+        }
+        let name = if m.layer == NasLayer::Overlay { back } else { plain };
+        return Decision::Do(NasStep::StartExport { epoch: m.epoch, name, peer: m.node.clone(), port: m.port, layer: m.layer });
+    };
+    if export.epoch != m.epoch || export.peer != m.node {
+        return Decision::Do(NasStep::StopExport);
+    }
+    if f.incoming.is_some() {
+        return Decision::Do(NasStep::DiscardIncoming);
+    }
+    match (m.layer, export.commit.as_ref().map(|c| &c.state)) {
+        (NasLayer::Overlay, None) => return Decision::Do(NasStep::StartCommit),
+        (NasLayer::Overlay, Some(JobState::Ready)) => return Decision::Do(NasStep::CompleteCommit),
+        (NasLayer::Overlay, Some(JobState::Pending)) => {
+            return Decision::Record(NasChange::Layer(NasLayer::Disk));
+        }
+        (NasLayer::Overlay, Some(JobState::Failed(_) | JobState::Paused)) => {
+            return Decision::Do(NasStep::EndCommit);
+        }
+        // A commit that is over without the ledger's word cannot be; if it is, the file has everything.
+        (NasLayer::Overlay, Some(JobState::Done)) => {
+            return Decision::Record(NasChange::Layer(NasLayer::Disk));
+        }
+        (NasLayer::Overlay, Some(JobState::Running)) => {
+            return Decision::Wait("folding what came back into the volume".to_owned());
+        }
+        (NasLayer::Disk, Some(_)) => return Decision::Do(NasStep::FinalizeCommit),
+        (NasLayer::Disk, None) => {}
+    }
+    if !export.names.contains(&plain) {
+        return Decision::Do(NasStep::AddExport { name: plain });
+    }
+    if export.names.contains(&back) {
+        return match report {
+            Some(r) if r.attached.as_ref() == Some(&plain) || r.phase == NodePhase::Gone => {
+                Decision::Do(NasStep::RemoveExport { name: back })
+            }
+            _ => Decision::Wait(format!("{} moves to the volume's own export", m.node)),
+        };
+    }
+    if f.overlay {
+        return Decision::Do(NasStep::RemoveOverlay);
+    }
+    match m.want {
+        Want::Gone => Decision::Wait(format!("{} lets go of it", m.node)),
+        Want::Local if m.authority == Authority::Nas && report.is_some_and(|r| r.phase == NodePhase::Ready) => {
+            Decision::Record(NasChange::Authority(Authority::MaybeNode))
+        }
+        Want::Local => Decision::Wait(format!("{} copies it", m.node)),
+        // The node has stored that it is to stay here: it can no longer pivot.
+        Want::Remote if m.authority == Authority::MaybeNode && report.is_some_and(|r| r.phase == NodePhase::Remote) => {
+            Decision::Record(NasChange::Authority(Authority::Nas))
+        }
+        Want::Remote if report.is_some_and(|r| r.phase == NodePhase::Remote) => Decision::Rest,
+        Want::Remote => Decision::Wait(format!("{} attaches it", m.node)),
+    }
+}
+
+/// The ledger change that a finished step calls for.
+pub fn after(v: &VolumeRecord, step: &NasStep, result: &StepResult) -> Option<NasChange> {
+    let push = v.mapping.as_ref().and_then(|m| m.push.as_ref());
+    match (step, result) {
+        (NasStep::SyncDisk, _) if v.stage != Stage::Ready => Some(NasChange::Created),
+        (NasStep::VerifyIncoming { push: p, .. }, StepResult::Verified(same)) if push.is_some_and(|s| s.push == *p) => {
+            Some(if *same {
+                NasChange::Verified
+            } else {
+                NasChange::PushFailed { why: "what arrived is not what the node sent; nothing of it was used".to_owned() }
+            })
+        }
+        (NasStep::CommitPending { push: p }, _) if push.is_some_and(|s| s.push == *p) => Some(NasChange::Accepted),
+        _ => None,
+    }
+}
+
+/// The ledger change that a failed step calls for: a write-back that cannot be taken in is given up and ordered anew.
+pub fn after_error(v: &VolumeRecord, step: &NasStep, why: &str) -> Option<NasChange> {
+    let taking = matches!(step, NasStep::CreateIncoming { .. } | NasStep::ServeIncoming { .. } | NasStep::VerifyIncoming { .. });
+    let pushing = v.mapping.as_ref().is_some_and(|m| m.push.as_ref().is_some_and(|p| !p.verified));
+    (taking && pushing).then(|| NasChange::PushFailed { why: why.to_owned() })
+}

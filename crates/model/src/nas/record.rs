@@ -1,0 +1,214 @@
+//! What a NAS must remember about a volume: its ledger row.
+
+use super::NasLayer;
+use crate::{
+    Epoch, HostName, PoolName, RequestId, Size, SnapshotId, VolumeId, VolumeName,
+    messages::{Assign, DeviceKind, Want},
+};
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+/// Where a volume is in its own life.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "stage", rename_all = "snake_case")]
+pub enum Stage {
+    /// Its file is being made.
+    Creating,
+    /// A front end fills it from an image.
+    Importing {
+        /// That front end.
+        peer: HostName,
+        /// TCP port of its export.
+        port: u16,
+        /// The front end says that everything is in.
+        complete: bool,
+    },
+    /// It can be mapped.
+    Ready,
+    /// It is being destroyed.
+    Deleting,
+}
+
+/// Which side holds the newest acknowledged writes, as the NAS knows it. The two `Maybe`s are permissions that were
+/// given and not yet answered: whoever holds one may have used it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Authority {
+    /// The NAS.
+    Nas,
+    /// The node may have pivoted to its local copy.
+    MaybeNode,
+    /// The node.
+    Node,
+    /// The node may have pivoted back to the NAS's overlay.
+    MaybeNas,
+}
+
+/// A write-back under way.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PushState {
+    /// The snapshot it will be.
+    pub push: SnapshotId,
+    /// When it was ordered; its point in time is not older.
+    pub ordered: Timestamp,
+    /// The guest is off.
+    pub last: bool,
+    /// TCP port of the incoming file.
+    pub port: u16,
+    /// Its contents are what the node said they are.
+    pub verified: bool,
+}
+
+/// The newest snapshot that came home in this mapping.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Accepted {
+    /// Which.
+    pub push: SnapshotId,
+    /// No write older than this is missing from it.
+    pub at: Timestamp,
+    /// The guest was off.
+    pub last: bool,
+}
+
+/// The right of one node to use the volume.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mapping {
+    /// The node.
+    pub node: HostName,
+    /// Its epoch.
+    pub epoch: Epoch,
+    /// How the guest wants it.
+    pub device: DeviceKind,
+    /// Who asked.
+    pub request: RequestId,
+    /// When.
+    pub since: Timestamp,
+    /// The wanted phase.
+    pub want: Want,
+    /// Cut a connected guest off.
+    pub force: bool,
+    /// End the mapping without hearing from the node; only ever given while the NAS has authority.
+    pub abandon: bool,
+    /// TCP port of its export.
+    pub port: u16,
+    /// Who holds the newest writes.
+    pub authority: Authority,
+    /// When authority passed to the node.
+    pub pivoted_at: Option<Timestamp>,
+    /// Where the NAS's newest writes are, after a bring-back.
+    #[serde(default)]
+    pub layer: NasLayer,
+    /// A write-back under way.
+    pub push: Option<PushState>,
+    /// The newest that came home.
+    pub accepted: Option<Accepted>,
+    /// The operator wants one now.
+    pub sync_now: bool,
+}
+
+/// The ledger row of a volume.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeRecord {
+    /// Identity.
+    pub id: VolumeId,
+    /// Its pool.
+    pub pool: PoolName,
+    /// Its name.
+    pub name: VolumeName,
+    /// Its size; a file of another size is made to fit while unmapped.
+    pub size: Size,
+    /// When it was created.
+    pub created: Timestamp,
+    /// Where it is in its life.
+    #[serde(flatten)]
+    pub stage: Stage,
+    /// The highest epoch ever given.
+    pub epoch: Epoch,
+    /// The newest assignment sent to the mapped node.
+    pub assign: Option<Assign>,
+    /// Who may use it.
+    pub mapping: Option<Mapping>,
+}
+
+/// A change of the row that the planner asks for; durable before the next step.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NasChange {
+    /// The volume is there and usable.
+    Created,
+    /// Nothing of it is left: the row goes.
+    Deleted,
+    /// Who holds the newest writes.
+    Authority(Authority),
+    /// Where the NAS's newest writes are.
+    Layer(NasLayer),
+    /// Order a write-back (the daemon gives it its id, port and time).
+    Order {
+        /// The guest is off.
+        last: bool,
+    },
+    /// The write-back under way is what the node said.
+    Verified,
+    /// The write-back under way came to nothing.
+    PushFailed {
+        /// Why.
+        why: String,
+    },
+    /// The write-back under way is committed.
+    Accepted,
+    /// The mapping is over.
+    Unmapped,
+}
+
+impl VolumeRecord {
+    /// The row after a change; `now` is the daemon's clock, `order` what it gives a new write-back.
+    pub fn apply(&mut self, change: &NasChange, now: Timestamp, order: impl FnOnce() -> (SnapshotId, u16)) {
+        if *change == NasChange::Created {
+            self.stage = Stage::Ready;
+        }
+        if *change == NasChange::Unmapped {
+            self.mapping = None;
+            self.assign = None;
+        }
+        let Some(mapping) = &mut self.mapping else {
+            return;
+        };
+        match change {
+            NasChange::Authority(authority) => {
+                match authority {
+                    Authority::Node if mapping.authority == Authority::MaybeNode => {
+                        mapping.pivoted_at = Some(now);
+                        mapping.accepted = None;
+                    }
+                    Authority::Nas => {
+                        if mapping.authority == Authority::MaybeNas {
+                            mapping.layer = NasLayer::Overlay;
+                        }
+                        mapping.pivoted_at = None;
+                        mapping.accepted = None;
+                        mapping.push = None;
+                    }
+                    _ => {}
+                }
+                mapping.authority = *authority;
+            }
+            NasChange::Layer(layer) => mapping.layer = *layer,
+            NasChange::Order { last } => {
+                let (push, port) = order();
+                mapping.push = Some(PushState { push, ordered: now, last: *last, port, verified: false });
+                mapping.sync_now = false;
+            }
+            NasChange::Verified => {
+                if let Some(push) = &mut mapping.push {
+                    push.verified = true;
+                }
+            }
+            NasChange::PushFailed { .. } => mapping.push = None,
+            NasChange::Accepted => {
+                if let Some(push) = mapping.push.take() {
+                    mapping.accepted = Some(Accepted { push: push.push, at: push.ordered, last: push.last });
+                }
+            }
+            NasChange::Created | NasChange::Deleted | NasChange::Unmapped => {}
+        }
+    }
+}

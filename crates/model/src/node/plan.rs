@@ -1,0 +1,219 @@
+//! The node's planner: `(ledger row, facts) → next step`.
+//!
+//! Before the pivot everything converges down: the NAS has it all and the local file may be thrown away. After it, see
+//! [`super::plan_local`].
+
+use super::{
+    Incremental, JobState, Layer, NodeChange, NodeFacts, NodeRecord, NodeStep, PushOutcome, PushResult, QsdFacts, StepResult,
+    Truth,
+    plan_local::{plan_local, trusted},
+};
+use crate::{
+    Fact,
+    messages::{NodePhase, Progress, Report, Want},
+};
+
+/// A node's decision.
+pub type Decision = crate::Decision<NodeStep, NodeChange>;
+
+/// What to do next about one volume on this node.
+pub fn plan(record: &NodeRecord, facts: &NodeFacts) -> Decision {
+    let qsd = match &facts.qsd {
+        Fact::Known(qsd) => qsd.as_ref(),
+        Fact::Unknown(why) => {
+            return Decision::Stuck(format!("the storage daemon cannot be looked at: {why}"));
+        }
+    };
+    let local = match &facts.local {
+        Fact::Known(local) => *local,
+        Fact::Unknown(why) => {
+            return Decision::Stuck(format!("the local pool cannot be looked at: {why}"));
+        }
+    };
+    if record.has_ended() && qsd.is_none() {
+        return Decision::Rest;
+    }
+    if record.truth == Truth::Local {
+        return plan_local(record, qsd, local);
+    }
+    let assign = &record.assign;
+    if let Some(qsd) = qsd
+        && qsd.epoch != assign.epoch
+    {
+        return Decision::Do(NodeStep::Stop { force: true });
+    }
+    match assign.want {
+        Want::Gone => match qsd {
+            Some(qsd) if qsd.guest => Decision::Do(NodeStep::RemoveGuest { force: assign.force }),
+            Some(_) => Decision::Do(NodeStep::Stop { force: assign.force }),
+            None if local.is_some() => Decision::Do(NodeStep::RemoveLocal),
+            None => Decision::Record(NodeChange::Ended),
+        },
+        Want::Remote | Want::Local => plan_remote(record, qsd, local),
+    }
+}
+
+fn plan_remote(record: &NodeRecord, qsd: Option<&QsdFacts>, local: Option<super::LocalFile>) -> Decision {
+    let assign = &record.assign;
+    let Some(qsd) = qsd else {
+        // What an earlier copy left behind is no truth, and the NAS has everything in its own copy.
+        if local.is_some() && assign.release {
+            return Decision::Do(NodeStep::RemoveLocal);
+        }
+        return match &assign.export {
+            Some(endpoint) => {
+                Decision::Do(NodeStep::Start { epoch: assign.epoch, over: Layer::Remote, endpoint: Some(endpoint.clone()) })
+            }
+            None => Decision::Wait(format!("waiting for {} to export the volume", assign.nas)),
+        };
+    };
+    if let Some(mirror) = &qsd.back_mirror {
+        return match mirror.state {
+            JobState::Pending | JobState::Done => Decision::Do(NodeStep::FinalizeBack),
+            // The ledger's pivot back did not happen: the guest still works on the local copy.
+            _ => Decision::Record(NodeChange::Truth(Truth::Local)),
+        };
+    }
+    if qsd.back_fill.is_some() || (qsd.top == Layer::Remote && !qsd.bitmaps.is_empty() && qsd.copy.is_none()) {
+        return Decision::Do(NodeStep::FinalizeBack);
+    }
+    if qsd.top == Layer::Local && qsd.copy.is_none() {
+        return Decision::Record(NodeChange::Truth(Truth::Local));
+    }
+    if !qsd.guest {
+        return Decision::Do(NodeStep::AddGuest { device: assign.device });
+    }
+    if let Some(endpoint) = &assign.export
+        && qsd.remote.as_ref() != Some(&endpoint.export)
+        && qsd.copy.is_none()
+    {
+        return Decision::Do(NodeStep::Reattach { endpoint: endpoint.clone() });
+    }
+    if assign.want == Want::Remote {
+        return if qsd.copy.is_some() || qsd.local {
+            Decision::Do(NodeStep::CancelCopy)
+        } else if local.is_some() && assign.release {
+            Decision::Do(NodeStep::RemoveLocal)
+        } else if local.is_some() {
+            Decision::Wait(format!("waiting for {} to fold what came back into its copy", assign.nas))
+        } else {
+            Decision::Rest
+        };
+    }
+    let Some(copy) = &qsd.copy else {
+        return match local {
+            None => Decision::Do(NodeStep::CreateLocal { epoch: assign.epoch, size: assign.size }),
+            Some(file) if file.size != assign.size.bytes() || file.epoch != assign.epoch => {
+                if qsd.local {
+                    Decision::Do(NodeStep::CancelCopy)
+                } else {
+                    Decision::Do(NodeStep::RemoveLocal)
+                }
+            }
+            Some(_) if !qsd.local => Decision::Do(NodeStep::OpenLocal),
+            Some(_) => Decision::Do(NodeStep::StartCopy),
+        };
+    };
+    match &copy.state {
+        JobState::Running => Decision::Wait("copying to the local disk".to_owned()),
+        JobState::Paused => Decision::Do(NodeStep::ResumeCopy),
+        JobState::Failed(_) => Decision::Do(NodeStep::CancelCopy),
+        JobState::Ready if assign.granted => Decision::Do(NodeStep::CompleteCopy),
+        JobState::Ready => Decision::Wait(format!("copied; waiting for {} to allow the switch", assign.nas)),
+        JobState::Pending if !qsd.bitmaps.iter().any(|b| b.since == Incremental::Pivot) => {
+            Decision::Do(NodeStep::AddBitmap { since: Incremental::Pivot })
+        }
+        JobState::Pending => Decision::Record(NodeChange::Truth(Truth::Local)),
+        // It cannot be done before the ledger says so; the guest works on the local copy all the same.
+        JobState::Done => Decision::Record(NodeChange::Truth(Truth::Local)),
+    }
+}
+
+/// The ledger change that a finished step calls for.
+pub fn after(record: &NodeRecord, step: &NodeStep, result: &StepResult) -> Option<NodeChange> {
+    match (step, result) {
+        (NodeStep::DigestPush { .. }, StepResult::Digest { extents, digest, moved }) => {
+            let push = record.assign.push.as_ref()?.push;
+            let outcome = PushOutcome::Sent { extents: extents.clone(), digest: digest.clone(), moved: *moved };
+            Some(NodeChange::Pushed(PushResult { push, outcome }))
+        }
+        _ => None,
+    }
+}
+
+/// The ledger change that a failed step calls for: a push is given up at its first error, and the NAS orders another.
+pub fn after_error(record: &NodeRecord, step: &NodeStep, why: &str) -> Option<NodeChange> {
+    let pushing = matches!(
+        step,
+        NodeStep::InsertFleece
+            | NodeStep::OpenSource { .. }
+            | NodeStep::OpenIncoming { .. }
+            | NodeStep::StartPush { .. }
+            | NodeStep::DigestPush { .. }
+    );
+    let order = record.assign.push.as_ref().filter(|_| pushing)?;
+    Some(NodeChange::Pushed(PushResult { push: order.push, outcome: PushOutcome::Failed { why: why.to_owned() } }))
+}
+
+/// The phase the facts and the ledger show.
+pub fn phase(record: &NodeRecord, facts: &NodeFacts) -> NodePhase {
+    let qsd = facts.qsd.known().and_then(Option::as_ref);
+    if record.truth == Truth::Local {
+        return match qsd {
+            Some(q) if q.top == Layer::Remote => NodePhase::Switching,
+            _ if record.assign.want == Want::Gone => match qsd {
+                Some(q) if q.guest => NodePhase::Local,
+                Some(_) => NodePhase::Returning,
+                None if record.assign.release => NodePhase::Returning,
+                None => NodePhase::Attaching,
+            },
+            None => NodePhase::Attaching,
+            Some(q) if !q.guest => NodePhase::Attaching,
+            Some(q) if back_is_ready(q) => NodePhase::BackReady,
+            Some(q) if q.back.is_some() => NodePhase::BringingBack,
+            Some(_) => NodePhase::Local,
+        };
+    }
+    match qsd {
+        None if record.has_ended() => NodePhase::Gone,
+        None => NodePhase::Attaching,
+        Some(q) if q.epoch != record.assign.epoch || !q.guest => NodePhase::Attaching,
+        Some(q) => match q.copy.as_ref().map(|c| &c.state) {
+            Some(JobState::Ready) => NodePhase::Ready,
+            Some(JobState::Pending | JobState::Done) => NodePhase::Switching,
+            Some(_) => NodePhase::Copying,
+            None => NodePhase::Remote,
+        },
+    }
+}
+
+/// Whether bring-back has everything on both sides.
+pub(super) fn back_is_ready(qsd: &QsdFacts) -> bool {
+    let is = |job: &Option<super::Job>, states: &[JobState]| job.as_ref().is_some_and(|j| states.contains(&j.state));
+    is(&qsd.back_mirror, &[JobState::Ready, JobState::Pending]) && is(&qsd.back_fill, &[JobState::Done])
+}
+
+/// What this node tells the NAS. `device` is what a guest would use; `stuck` what the actor could not get past.
+pub fn report(record: &NodeRecord, facts: &NodeFacts, device: &str, stuck: Option<String>) -> Report {
+    let qsd = facts.qsd.known().and_then(Option::as_ref);
+    let phase = phase(record, facts);
+    let job = qsd.and_then(|q| q.copy.as_ref().or(q.push.as_ref().map(|(_, job)| job)).or(q.back_fill.as_ref()));
+    let untracked = qsd.and_then(|q| q.bitmaps.first()).filter(|b| record.truth == Truth::Local && !trusted(record, b.since));
+    Report {
+        volume: record.volume,
+        epoch: record.assign.epoch,
+        revision: record.assign.revision,
+        phase,
+        pivoted: record.truth == Truth::Local,
+        detached: record.truth == Truth::Local && facts.qsd.known().is_some() && qsd.is_none_or(|q| q.top == Layer::Local && q.remote.is_none()),
+        attached: qsd.filter(|q| q.top == Layer::Remote).and_then(|q| q.remote.clone()),
+        device: qsd.filter(|q| q.guest).map(|_| device.to_owned()),
+        progress: job.map(|job| Progress { done: job.done, total: job.total }),
+        dirty: qsd.filter(|_| untracked.is_none() && record.truth == Truth::Local).map(|q| q.bitmaps.iter().map(|b| b.dirty).sum()),
+        pushed: record.pushed.clone(),
+        stuck,
+        notice: untracked.map(|_| {
+            format!("the record of changed blocks was lost when the storage daemon stopped uncleanly; the next write-back moves the whole volume ({})", record.assign.size)
+        }),
+    }
+}
