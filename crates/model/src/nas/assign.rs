@@ -39,7 +39,7 @@ pub fn assignment(v: &VolumeRecord, facts: &NasFacts, nas: &HostName, address: &
         back: back_of(m, facts, last).map(|granted| BackOrder { endpoint: endpoint(m.port, back_export(m)), granted }),
     };
     if last != Some(&next) {
-        next.revision = last.map_or(1, |a| a.revision + 1);
+        next.revision = last.map_or(m.revision_floor + 1, |a| a.revision + 1);
     }
     Some(next)
 }

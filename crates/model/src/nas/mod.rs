@@ -2,6 +2,7 @@
 
 mod assign;
 mod facts;
+mod intent;
 mod plan;
 mod plan_node;
 mod record;
@@ -9,6 +10,7 @@ mod step;
 
 pub use assign::assignment;
 pub use facts::{DiskFile, ExportFacts, IncomingFacts, NasFacts, NasLayer};
+pub use intent::{Intent, adopt, apply};
 pub use plan::{Context, Decision, after, after_error, plan};
 pub use record::{Accepted, Authority, Mapping, NasChange, PushState, Stage, VolumeRecord};
 pub use step::{BACK, IMPORT, NasStep, plain_export};

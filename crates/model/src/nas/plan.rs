@@ -25,8 +25,10 @@ pub type Decision = crate::Decision<NasStep, NasChange>;
 pub struct Context<'a> {
     /// The node's newest report of this volume.
     pub report: Option<&'a Report>,
-    /// A write-back is due by the clock (and not being held off after a failure).
+    /// A write-back is due by the clock.
     pub due: bool,
+    /// The last write-back failed a moment ago: no other is ordered for now.
+    pub hold_off: bool,
     /// A reader wants the volume: who, on which port.
     pub reader: Option<(HostName, u16)>,
 }
@@ -103,8 +105,8 @@ pub fn plan(v: &VolumeRecord, facts: &NasFacts, context: &Context<'_>) -> Decisi
         };
     }
     match m.authority {
-        Authority::Nas | Authority::MaybeNode => plan_nas(m, &f, report),
-        Authority::Node => plan_node(m, &f, report, context.due),
+        Authority::Nas | Authority::MaybeNode => plan_nas(v, m, &f, report),
+        Authority::Node => plan_node(m, &f, report, context),
         Authority::MaybeNas => plan_maybe_nas(m, &f, report),
     }
 }
@@ -151,7 +153,7 @@ fn plan_unmapped(v: &VolumeRecord, f: &Seen<'_>) -> Decision {
 }
 
 /// The NAS has the newest writes (the node may have been allowed to pivot).
-fn plan_nas(m: &Mapping, f: &Seen<'_>, report: Option<&Report>) -> Decision {
+fn plan_nas(v: &VolumeRecord, m: &Mapping, f: &Seen<'_>, report: Option<&Report>) -> Decision {
     if m.authority == Authority::MaybeNode && report.is_some_and(|r| r.pivoted) {
         return Decision::Record(NasChange::Authority(Authority::Node));
     }
@@ -173,6 +175,9 @@ fn plan_nas(m: &Mapping, f: &Seen<'_>, report: Option<&Report>) -> Decision {
         if f.overlay && m.layer == NasLayer::Disk {
             return Decision::Do(NasStep::RemoveOverlay);
         }
+        if f.size < v.size.bytes() && m.layer == NasLayer::Disk {
+            return Decision::Do(NasStep::GrowDisk { size: v.size });
+        }
         let name = if m.layer == NasLayer::Overlay { back } else { plain };
         return Decision::Do(NasStep::StartExport { epoch: m.epoch, name, peer: m.node.clone(), port: m.port, layer: m.layer });
     };
@@ -183,6 +188,7 @@ fn plan_nas(m: &Mapping, f: &Seen<'_>, report: Option<&Report>) -> Decision {
         return Decision::Do(NasStep::DiscardIncoming);
     }
     match (m.layer, export.commit.as_ref().map(|c| &c.state)) {
+        (NasLayer::Overlay, None) if f.reader => return Decision::Wait("a reader is copying the volume".to_owned()),
         (NasLayer::Overlay, None) => return Decision::Do(NasStep::StartCommit),
         (NasLayer::Overlay, Some(JobState::Ready)) => return Decision::Do(NasStep::CompleteCommit),
         (NasLayer::Overlay, Some(JobState::Pending)) => {
@@ -249,6 +255,9 @@ pub fn after(v: &VolumeRecord, step: &NasStep, result: &StepResult) -> Option<Na
 
 /// The ledger change that a failed step calls for: a write-back that cannot be taken in is given up and ordered anew.
 pub fn after_error(v: &VolumeRecord, step: &NasStep, why: &str) -> Option<NasChange> {
+    if v.stage == Stage::Creating || matches!(v.stage, Stage::Importing { .. }) {
+        return Some(NasChange::GiveUp);
+    }
     let taking = matches!(step, NasStep::CreateIncoming { .. } | NasStep::ServeIncoming { .. } | NasStep::VerifyIncoming { .. });
     let pushing = v.mapping.as_ref().is_some_and(|m| m.push.as_ref().is_some_and(|p| !p.verified));
     (taking && pushing).then(|| NasChange::PushFailed { why: why.to_owned() })

@@ -3,14 +3,14 @@
 use super::{
     Authority, Mapping, NasChange, NasLayer, NasStep, PushState,
     assign::back_export,
-    plan::{Decision, Seen},
+    plan::{Context, Decision, Seen},
 };
 use crate::{
     messages::{NodePhase, Report, Want},
     node::PushOutcome,
 };
 
-pub(super) fn plan_node(m: &Mapping, f: &Seen<'_>, report: Option<&Report>, due: bool) -> Decision {
+pub(super) fn plan_node(m: &Mapping, f: &Seen<'_>, report: Option<&Report>, context: &Context<'_>) -> Decision {
     let back = back_export(m);
     if let Some(r) = report {
         // The pivot that was foreseen did not happen on the node: its guest still works here.
@@ -36,13 +36,16 @@ pub(super) fn plan_node(m: &Mapping, f: &Seen<'_>, report: Option<&Report>, due:
     match m.want {
         Want::Gone => match report {
             Some(r) if r.phase == NodePhase::Gone => Decision::Record(NasChange::Unmapped),
+            Some(r) if r.phase == NodePhase::Returning && !m.accepted.as_ref().is_some_and(|a| a.last) && context.hold_off => {
+                Decision::Wait("the last write-back failed; another is ordered in a moment".to_owned())
+            }
             Some(r) if r.phase == NodePhase::Returning && !m.accepted.as_ref().is_some_and(|a| a.last) => {
                 Decision::Record(NasChange::Order { last: true })
             }
             Some(r) if r.phase == NodePhase::Returning => Decision::Wait(format!("{} releases its local copy", m.node)),
             _ => Decision::Wait(format!("{} takes the device away from the guest", m.node)),
         },
-        Want::Local if due && report.is_some_and(|r| r.phase == NodePhase::Local) => {
+        Want::Local if context.due && !context.hold_off && report.is_some_and(|r| r.phase == NodePhase::Local) => {
             Decision::Record(NasChange::Order { last: false })
         }
         Want::Local if report.is_some_and(|r| r.phase == NodePhase::Local) => Decision::Rest,

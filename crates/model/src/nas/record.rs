@@ -91,6 +91,9 @@ pub struct Mapping {
     pub abandon: bool,
     /// TCP port of its export.
     pub port: u16,
+    /// Assignments of this mapping have higher revisions.
+    #[serde(default)]
+    pub revision_floor: u64,
     /// Who holds the newest writes.
     pub authority: Authority,
     /// When authority passed to the node.
@@ -124,6 +127,9 @@ pub struct VolumeRecord {
     pub stage: Stage,
     /// The highest epoch ever given.
     pub epoch: Epoch,
+    /// The request whose intent was taken last: asked again, it is not taken twice.
+    #[serde(default)]
+    pub asked: Option<RequestId>,
     /// The newest assignment sent to the mapped node.
     pub assign: Option<Assign>,
     /// Who may use it.
@@ -157,6 +163,8 @@ pub enum NasChange {
     Accepted,
     /// The mapping is over.
     Unmapped,
+    /// The new volume could not be made or filled: what there is of it goes.
+    GiveUp,
 }
 
 impl VolumeRecord {
@@ -164,6 +172,9 @@ impl VolumeRecord {
     pub fn apply(&mut self, change: &NasChange, now: Timestamp, order: impl FnOnce() -> (SnapshotId, u16)) {
         if *change == NasChange::Created {
             self.stage = Stage::Ready;
+        }
+        if *change == NasChange::GiveUp {
+            self.stage = Stage::Deleting;
         }
         if *change == NasChange::Unmapped {
             self.mapping = None;
@@ -208,7 +219,7 @@ impl VolumeRecord {
                     mapping.accepted = Some(Accepted { push: push.push, at: push.ordered, last: push.last });
                 }
             }
-            NasChange::Created | NasChange::Deleted | NasChange::Unmapped => {}
+            NasChange::Created | NasChange::Deleted | NasChange::Unmapped | NasChange::GiveUp => {}
         }
     }
 }

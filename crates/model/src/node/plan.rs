@@ -4,8 +4,8 @@
 //! [`super::plan_local`].
 
 use super::{
-    Incremental, JobState, Layer, NodeChange, NodeFacts, NodeRecord, NodeStep, PushOutcome, PushResult, QsdFacts, StepResult,
-    Truth,
+    Incremental, JobState, Layer, LocalFile, NodeChange, NodeFacts, NodeRecord, NodeStep, PushOutcome, PushResult, QsdFacts,
+    StepResult, Truth,
     plan_local::{plan_local, trusted},
 };
 use crate::{
@@ -46,19 +46,21 @@ pub fn plan(record: &NodeRecord, facts: &NodeFacts) -> Decision {
         Want::Gone => match qsd {
             Some(qsd) if qsd.guest => Decision::Do(NodeStep::RemoveGuest { force: assign.force }),
             Some(_) => Decision::Do(NodeStep::Stop { force: assign.force }),
-            None if local.is_some() => Decision::Do(NodeStep::RemoveLocal),
-            None => Decision::Record(NodeChange::Ended),
+            None => match local {
+                Some(file) => throw_away(record, file),
+                None => Decision::Record(NodeChange::Ended),
+            },
         },
         Want::Remote | Want::Local => plan_remote(record, qsd, local),
     }
 }
 
-fn plan_remote(record: &NodeRecord, qsd: Option<&QsdFacts>, local: Option<super::LocalFile>) -> Decision {
+fn plan_remote(record: &NodeRecord, qsd: Option<&QsdFacts>, local: Option<LocalFile>) -> Decision {
     let assign = &record.assign;
     let Some(qsd) = qsd else {
         // What an earlier copy left behind is no truth, and the NAS has everything in its own copy.
-        if local.is_some() && assign.release {
-            return Decision::Do(NodeStep::RemoveLocal);
+        if let Some(file) = local.filter(|_| assign.release) {
+            return throw_away(record, file);
         }
         return match &assign.export {
             Some(endpoint) => {
@@ -92,17 +94,19 @@ fn plan_remote(record: &NodeRecord, qsd: Option<&QsdFacts>, local: Option<super:
     if assign.want == Want::Remote {
         return if qsd.copy.is_some() || qsd.local {
             Decision::Do(NodeStep::CancelCopy)
-        } else if local.is_some() && assign.release {
-            Decision::Do(NodeStep::RemoveLocal)
-        } else if local.is_some() {
-            Decision::Wait(format!("waiting for {} to fold what came back into its copy", assign.nas))
         } else {
-            Decision::Rest
+            match local {
+                Some(file) if assign.release => throw_away(record, file),
+                Some(_) => Decision::Wait(format!("waiting for {} to fold what came back into its copy", assign.nas)),
+                None => Decision::Rest,
+            }
         };
     }
     let Some(copy) = &qsd.copy else {
         return match local {
+            None if record.local != Some(assign.epoch) => Decision::Record(NodeChange::Local(assign.epoch)),
             None => Decision::Do(NodeStep::CreateLocal { epoch: assign.epoch, size: assign.size }),
+            Some(file) if record.local != Some(file.epoch) => throw_away(record, file),
             Some(file) if file.size != assign.size.bytes() || file.epoch != assign.epoch => {
                 if qsd.local {
                     Decision::Do(NodeStep::CancelCopy)
@@ -126,6 +130,15 @@ fn plan_remote(record: &NodeRecord, qsd: Option<&QsdFacts>, local: Option<super:
         JobState::Pending => Decision::Record(NodeChange::Truth(Truth::Local)),
         // It cannot be done before the ledger says so; the guest works on the local copy all the same.
         JobState::Done => Decision::Record(NodeChange::Truth(Truth::Local)),
+    }
+}
+
+/// Removes a local file that is not the truth; one that the ledger does not know is left alone.
+fn throw_away(record: &NodeRecord, file: LocalFile) -> Decision {
+    if record.local == Some(file.epoch) {
+        Decision::Do(NodeStep::RemoveLocal)
+    } else {
+        Decision::Stuck(format!("a local copy of epoch {} is here that the ledger does not know; it is left alone", file.epoch))
     }
 }
 

@@ -51,6 +51,10 @@ pub struct NodeRecord {
     pub assign: Assign,
     /// Who holds the newest acknowledged writes.
     pub truth: Truth,
+    /// The epoch a local copy was made for on this node, with this ledger's knowledge. A local file the ledger does not know may
+    /// be the only copy of something, whatever else the ledger says.
+    #[serde(default)]
+    pub local: Option<Epoch>,
     /// The epoch whose mapping this node has ended; an assignment of this or a lower epoch starts nothing any more.
     pub ended: Option<Epoch>,
     /// The last push's end, kept until the NAS has accepted it or ordered another.
@@ -60,7 +64,7 @@ pub struct NodeRecord {
 impl NodeRecord {
     /// A row for a volume's first assignment.
     pub fn new(assign: Assign) -> Self {
-        NodeRecord { volume: assign.volume, assign, truth: Truth::Remote, ended: None, pushed: None }
+        NodeRecord { volume: assign.volume, assign, truth: Truth::Remote, local: None, ended: None, pushed: None }
     }
 
     /// Whether the present mapping has been ended on this node.
@@ -72,11 +76,13 @@ impl NodeRecord {
     pub fn apply(&mut self, change: NodeChange) {
         match change {
             NodeChange::Truth(truth) => self.truth = truth,
+            NodeChange::Local(epoch) => self.local = Some(epoch),
             NodeChange::Pushed(result) => self.pushed = Some(result),
             NodeChange::Ended => {
                 self.ended = Some(self.assign.epoch);
                 self.truth = Truth::Remote;
                 self.pushed = None;
+                self.local = None;
             }
         }
     }
@@ -87,6 +93,8 @@ impl NodeRecord {
 pub enum NodeChange {
     /// The pivot, or the pivot back.
     Truth(Truth),
+    /// A local copy is about to be made for this epoch.
+    Local(Epoch),
     /// A push ended.
     Pushed(PushResult),
     /// Nothing of this mapping is left on the node.
