@@ -1,1 +1,13 @@
-//! daemon
+//! The daemons of img-storage: NAS, node and front end, the bus between them, and their ledgers.
+//!
+//! Decisions come from `img-storage-model`, effects go through `img-storage-host`; what is here is the glue: actors that
+//! observe, plan, make durable and do.
+
+pub mod bus;
+pub mod clock;
+pub mod nas;
+pub mod node;
+mod rate;
+mod retry;
+pub mod store;
+pub mod tasks;

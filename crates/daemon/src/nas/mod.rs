@@ -1,0 +1,270 @@
+//! The NAS daemon: owns volumes, decides, exports, keeps the truth about who has which volume.
+//!
+//! One actor a volume ([`volume`]) is the only one to change that volume's row and to touch it on the host. [`Nas`] receives from
+//! the bus and hands on: requests to [`requests`], reports to the volume's actor. What everybody may look at is the shown state
+//! beside each mailbox.
+
+mod peers;
+mod requests;
+mod view;
+mod volume;
+
+use crate::{
+    bus::{Delivery, Member, Post},
+    clock::{Clock, Ids},
+    store::{Journal, NasStore},
+    tasks::{Running, Tasks},
+};
+use img_storage_host::{NasHost, VolumeRef};
+use img_storage_model::{
+    Fault, HostName, Interval, RequestId, VolumeId,
+    api::VolumeView,
+    messages::{Body, Envelope, Hello, Holder, Report, Role, VERSION},
+    nas::{Stage, VolumeRecord},
+};
+use jiff::Timestamp;
+use peers::Peers;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+use tokio::sync::{mpsc, oneshot, watch};
+
+/// How often a daemon says that it is there.
+pub const HELLO_EVERY: Duration = Duration::from_secs(5);
+
+/// What a NAS daemon is told at its start.
+pub struct Config {
+    /// The front end it says hello to.
+    pub frontend: HostName,
+    /// Where nodes reach its exports.
+    pub address: String,
+    /// How old the NAS's copy may get while a node has newer writes.
+    pub frequency: Interval,
+    /// The longest a step may take before it is given up and looked at again.
+    pub step_deadline: Duration,
+}
+
+/// What is shown of a volume.
+#[derive(Clone, Debug)]
+pub(crate) struct Shown {
+    pub view: VolumeView,
+    /// From when on the NAS lacks writes.
+    pub behind_since: Option<Timestamp>,
+    /// Everything wanted of an unmapped volume is done.
+    pub at_rest: bool,
+    /// Where a front end that fills or reads it finds the contents.
+    pub served: Option<img_storage_model::messages::Endpoint>,
+    /// The newest write-back that came home was taken after this.
+    pub home_at: Option<Timestamp>,
+    /// A failed intent, for who waits for it.
+    pub failed: Option<Fault>,
+}
+
+/// A node's word on who uses a device.
+type Told = Result<Vec<Holder>, String>;
+
+struct Entry {
+    shown: watch::Sender<Shown>,
+    mailbox: mpsc::UnboundedSender<volume::Mail>,
+    /// Given to the actor when it is first needed: ten thousand sleeping volumes have no actor.
+    asleep: Option<(Box<VolumeRecord>, mpsc::UnboundedReceiver<volume::Mail>)>,
+}
+
+/// A NAS daemon.
+pub struct Nas {
+    pub(crate) config: Config,
+    pub(crate) host: Arc<dyn NasHost>,
+    pub(crate) store: NasStore,
+    pub(crate) journal: Journal,
+    pub(crate) post: Post,
+    pub(crate) clock: Clock,
+    pub(crate) ids: Ids,
+    pub(crate) peers: Peers,
+    tasks: Tasks,
+    started: Timestamp,
+    entries: Mutex<BTreeMap<VolumeId, Entry>>,
+    queries: Mutex<BTreeMap<RequestId, oneshot::Sender<Told>>>,
+    answering: Mutex<BTreeSet<RequestId>>,
+}
+
+impl Nas {
+    /// Starts the daemon; it runs until the returned value is dropped.
+    ///
+    /// # Errors
+    /// When the ledger cannot be read.
+    pub fn start(
+        config: Config,
+        host: Arc<dyn NasHost>,
+        store: NasStore,
+        journal: Journal,
+        member: Member,
+        clock: Clock,
+        ids: Ids,
+    ) -> Result<Running, Fault> {
+        let records = store.volumes()?;
+        let tasks = Tasks::default();
+        let started = clock.now();
+        let nas = Arc::new(Nas {
+            config,
+            host,
+            store,
+            journal,
+            post: member.post,
+            clock,
+            ids,
+            peers: Peers::default(),
+            tasks: tasks.clone(),
+            started,
+            entries: Mutex::default(),
+            queries: Mutex::default(),
+            answering: Mutex::default(),
+        });
+        for record in records {
+            let rests = record.stage == Stage::Ready && record.mapping.is_none();
+            let id = record.id;
+            nas.enter(record);
+            if !rests {
+                nas.wake(id);
+            }
+        }
+        tasks.spawn(Arc::clone(&nas).receive(member.inbox));
+        tasks.spawn(Arc::clone(&nas).greet());
+        Ok(Running::new(tasks))
+    }
+
+    fn entries(&self) -> MutexGuard<'_, BTreeMap<VolumeId, Entry>> {
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Puts a volume on the books, asleep.
+    fn enter(&self, record: VolumeRecord) {
+        let (mailbox, mail) = mpsc::unbounded_channel();
+        let (shown, _) = watch::channel(view::at_rest(&record, self.post.name()));
+        self.entries().insert(record.id, Entry { shown, mailbox, asleep: Some((Box::new(record), mail)) });
+    }
+
+    /// The volume's mailbox and what it shows; its actor runs from here on.
+    fn wake(self: &Arc<Self>, id: VolumeId) -> Option<(mpsc::UnboundedSender<volume::Mail>, watch::Receiver<Shown>)> {
+        let mut entries = self.entries();
+        let entry = entries.get_mut(&id)?;
+        if let Some((record, mail)) = entry.asleep.take() {
+            let actor = volume::Actor::new(Arc::clone(self), *record, mail, entry.shown.clone());
+            self.tasks.spawn(actor.live());
+        }
+        Some((entry.mailbox.clone(), entry.shown.subscribe()))
+    }
+
+    fn forget(&self, id: VolumeId) {
+        self.entries().remove(&id);
+    }
+
+    async fn receive(self: Arc<Self>, mut inbox: mpsc::UnboundedReceiver<Delivery>) {
+        while let Some(delivery) = inbox.recv().await {
+            match delivery {
+                Delivery::Message(message) if message.v == VERSION => self.take(message),
+                Delivery::Message(message) => {
+                    tracing::warn!(from = %message.from, "a message of version {} was dropped", message.v)
+                }
+                Delivery::Unroutable(message) => self.returned(&message),
+            }
+        }
+    }
+
+    fn returned(self: &Arc<Self>, message: &Envelope) {
+        self.peers.away(&message.to);
+        if let Body::WhoUses { query, .. } = &message.body {
+            self.told(*query, Err(format!("{} is not connected", message.to)));
+        }
+    }
+
+    fn take(self: &Arc<Self>, message: Envelope) {
+        let from = message.from;
+        match message.body {
+            Body::Hello(hello) => {
+                let restarted = self.peers.heard(&from, &hello, self.clock.now());
+                if hello.reply {
+                    self.hello(&from, false);
+                }
+                if restarted {
+                    self.tell_those_of(&from, hello.role);
+                }
+            }
+            Body::Report(report) => self.report(&from, *report),
+            Body::Users { query, holders } => self.told(query, holders),
+            Body::Request { id, request } => {
+                if self.answering().insert(id) {
+                    let nas = Arc::clone(self);
+                    self.tasks.spawn(async move { nas.serve(from, id, *request).await });
+                }
+            }
+            Body::Assign(_) | Body::WhoUses { .. } | Body::Answer { .. } => {
+                tracing::warn!(%from, "a message that is not for a NAS was dropped");
+            }
+        }
+    }
+
+    fn answering(&self) -> MutexGuard<'_, BTreeSet<RequestId>> {
+        self.answering.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A host came (back): its volumes' actors look again.
+    fn tell_those_of(self: &Arc<Self>, host: &HostName, role: Role) {
+        let concerned: Vec<VolumeId> = self.entries().iter().filter(|(_, e)| e.asleep.is_none()).map(|(id, _)| *id).collect();
+        for id in concerned {
+            if let Some((mailbox, _)) = self.wake(id) {
+                let _ = mailbox.send(volume::Mail::Restarted { host: host.clone(), role });
+            }
+        }
+    }
+
+    fn report(self: &Arc<Self>, from: &HostName, report: Report) {
+        match self.wake(report.volume) {
+            Some((mailbox, _)) => {
+                let _ = mailbox.send(volume::Mail::Report { from: from.clone(), report: Box::new(report) });
+            }
+            None => tracing::warn!(%from, volume = %report.volume, "a report of a volume that is not ours was dropped"),
+        }
+    }
+
+    fn told(&self, query: RequestId, holders: Told) {
+        let waiting = self.queries.lock().unwrap_or_else(PoisonError::into_inner).remove(&query);
+        if let Some(waiting) = waiting {
+            // Who asked may have given up.
+            let _ = waiting.send(holders);
+        }
+    }
+
+    /// Says hello to one.
+    fn hello(self: &Arc<Self>, to: &HostName, reply: bool) {
+        let (nas, to) = (Arc::clone(self), to.clone());
+        self.tasks.spawn(async move {
+            let pools = nas.host.pools().await;
+            let hello = Hello {
+                role: Role::Nas,
+                version: env!("CARGO_PKG_VERSION").to_owned(),
+                pools,
+                planes: vec!["qemu".to_owned()],
+                started: nas.started,
+                reply,
+            };
+            nas.post.send(&to, Body::Hello(hello));
+        });
+    }
+
+    async fn greet(self: Arc<Self>) {
+        let nodes: BTreeSet<HostName> = self.entries().values().filter_map(|e| e.shown.borrow().view.node.clone()).collect();
+        for node in &nodes {
+            self.hello(node, true);
+        }
+        loop {
+            self.hello(&self.config.frontend, false);
+            tokio::time::sleep(HELLO_EVERY).await;
+        }
+    }
+
+    fn volume_ref(record: &VolumeRecord) -> VolumeRef {
+        VolumeRef { id: record.id, pool: record.pool.clone(), name: record.name.clone() }
+    }
+}

@@ -1,0 +1,311 @@
+//! What front ends ask of a NAS. A repeated request gets the stored answer, or waits for the one that is being made.
+
+use super::{Nas, Shown, volume::Mail};
+use img_storage_model::{
+    Epoch, Fault, HostName, PoolName, RequestId, Selector, Size, VolumeId, VolumeName,
+    api::{Answer, Phase, Request, VolumeView},
+    messages::{Body, DeviceKind, Role},
+    nas::{Intent, Stage, VolumeRecord},
+};
+use std::{sync::Arc, time::Duration};
+use tokio::{
+    sync::{oneshot, watch},
+    time::timeout,
+};
+
+/// How long a node may take to say that it is there, or who uses a device.
+const NODE_ANSWERS_WITHIN: Duration = Duration::from_secs(5);
+/// A node heard of so many seconds ago is taken to be there.
+const FRESH: i64 = 15;
+/// An operation is waited for so long before its outcome is no longer reported to who asked; it goes on all the same.
+const PATIENCE: Duration = Duration::from_secs(12 * 3600);
+
+impl Nas {
+    /// Answers a request, once.
+    pub(super) async fn serve(self: Arc<Self>, from: HostName, id: RequestId, request: Request) {
+        let answer = match self.store.answer(id) {
+            Ok(Some(given)) => given,
+            Ok(None) => {
+                let remember = !matches!(request, Request::Find { .. } | Request::History { .. } | Request::Read { .. });
+                let answer = self.answer(&from, id, request).await.map(Box::new);
+                if remember && let Err(fault) = self.store.remember(id, &answer, self.clock.now()) {
+                    tracing::warn!("{fault}");
+                }
+                answer
+            }
+            Err(fault) => Err(fault),
+        };
+        self.post.send(&from, Body::Answer { id, answer });
+        self.answering().remove(&id);
+    }
+
+    async fn answer(self: &Arc<Self>, from: &HostName, id: RequestId, request: Request) -> Result<Answer, Fault> {
+        match request {
+            Request::Find { selector } => Ok(Answer::Volumes { volumes: self.find(selector.as_ref()) }),
+            Request::History { volume } => Ok(Answer::History { events: self.journal.history(volume)? }),
+            Request::Create { pool, name, size, import } => self.create(from, id, pool, name, size, import).await,
+            Request::Imported { volume, complete } => {
+                let watch = self.intend(volume, id, Intent::Imported { complete }).await?;
+                if complete { settled(watch, volume, |s| s.view.phase != Phase::Importing).await } else { gone(watch).await }
+            }
+            Request::Read { volume } => self.read(from, volume).await,
+            Request::ReadDone { volume } => {
+                let (mailbox, watch) = self.wake(volume).ok_or_else(|| no_such(volume))?;
+                let _ = mailbox.send(Mail::ReadDone);
+                let view = watch.borrow().view.clone();
+                Ok(Answer::Volume { volume: Box::new(view) })
+            }
+            Request::Resize { volume, size } => {
+                let watch = self.intend(volume, id, Intent::Resize { size }).await?;
+                settled(watch, volume, |s| s.at_rest).await
+            }
+            Request::Delete { volume } => gone(self.intend(volume, id, Intent::Delete).await?).await,
+            Request::Map { volume, node, sync, device } => self.map(id, volume, node, sync, device).await,
+            Request::Unmap { volume, force } => self.unmap(id, volume, force).await,
+            Request::Sync { volume } => {
+                let asked = self.clock.now();
+                let watch = self.intend(volume, id, Intent::Sync).await?;
+                settled(watch, volume, move |s| s.behind_since.is_none() || s.home_at.is_some_and(|at| at >= asked)).await
+            }
+            Request::BringBack { volume } => {
+                let watch = self.intend(volume, id, Intent::BringBack).await?;
+                settled(watch, volume, |s| s.view.phase == Phase::Remote && s.behind_since.is_none()).await
+            }
+        }
+    }
+
+    fn find(&self, selector: Option<&Selector>) -> Vec<VolumeView> {
+        let now = self.clock.now();
+        let entries = self.entries();
+        let shown = entries.values().map(|e| e.shown.borrow());
+        shown
+            .filter(|s| selector.is_none_or(|sel| sel.matches(&s.view.nas, &s.view.pool, &s.view.name)))
+            .map(|s| {
+                let mut view = s.view.clone();
+                view.lag = s.behind_since.map(|t| u64::try_from(now.duration_since(t).as_secs()).unwrap_or(0));
+                view
+            })
+            .collect()
+    }
+
+    /// Hands an intent to the volume's actor; what it shows from then on is after that.
+    async fn intend(
+        self: &Arc<Self>,
+        volume: VolumeId,
+        request: RequestId,
+        intent: Intent,
+    ) -> Result<watch::Receiver<Shown>, Fault> {
+        let (mailbox, watch) = self.wake(volume).ok_or_else(|| no_such(volume))?;
+        let (reply, answer) = oneshot::channel();
+        let over = || Fault::not_found("the volume was deleted meanwhile");
+        mailbox.send(Mail::Intent { request, intent: Box::new(intent), reply }).map_err(|_| over())?;
+        answer.await.map_err(|_| over())??;
+        Ok(watch)
+    }
+
+    async fn create(
+        self: &Arc<Self>,
+        from: &HostName,
+        id: RequestId,
+        pool: Option<PoolName>,
+        name: VolumeName,
+        size: Size,
+        import: bool,
+    ) -> Result<Answer, Fault> {
+        let pool = self.pool_for(pool).await?;
+        let known = self.entries().values().map(|e| e.shown.borrow().view.clone()).find(|v| v.pool == pool && v.name == name);
+        let volume = match known {
+            Some(view) => {
+                // A request that was taken before a restart is not taken twice.
+                let same = self.store.volumes()?.into_iter().any(|r| r.id == view.id && r.asked == Some(id));
+                if !same {
+                    return Err(Fault::refused(format!("volume {pool}/{name} exists already on {}", self.post.name()))
+                        .next("choose another name, or delete it first"));
+                }
+                view.id
+            }
+            None => {
+                let now = self.clock.now();
+                let stage = if import {
+                    let port = self.host.free_port().map_err(|e| Fault::failed(e.to_string()))?;
+                    Stage::Importing { peer: from.clone(), port, complete: false }
+                } else {
+                    Stage::Creating
+                };
+                let volume = VolumeId(self.ids.fresh(now));
+                let epoch = Epoch(u64::from(import));
+                let record = VolumeRecord {
+                    id: volume,
+                    pool: pool.clone(),
+                    name: name.clone(),
+                    size,
+                    created: now,
+                    stage,
+                    epoch,
+                    asked: Some(id),
+                    assign: None,
+                    mapping: None,
+                };
+                self.store.put(&record)?;
+                self.enter(record);
+                volume
+            }
+        };
+        let (_, watch) = self.wake(volume).ok_or_else(|| no_such(volume))?;
+        if import { served(watch).await } else { settled(watch, volume, |s| s.view.phase != Phase::Creating).await }
+    }
+
+    async fn pool_for(&self, wanted: Option<PoolName>) -> Result<PoolName, Fault> {
+        let pools: Vec<String> = self.host.pools().await.into_iter().map(|p| p.name).collect();
+        let nas = self.post.name();
+        match wanted {
+            Some(pool) if pools.iter().any(|p| p == pool.as_str()) => Ok(pool),
+            Some(pool) => {
+                Err(Fault::not_found(format!("{nas} has no pool {pool}")).next(format!("its pools are: {}", pools.join(", "))))
+            }
+            None if pools.len() == 1 => PoolName::new(pools[0].clone()),
+            None => Err(Fault::invalid(format!("{nas} has {} pools", pools.len()))
+                .next(format!("name one of them, POOL/NAME: {}", pools.join(", ")))),
+        }
+    }
+
+    async fn read(self: &Arc<Self>, from: &HostName, volume: VolumeId) -> Result<Answer, Fault> {
+        let (mailbox, watch) = self.wake(volume).ok_or_else(|| no_such(volume))?;
+        let port = self.host.free_port().map_err(|e| Fault::failed(e.to_string()))?;
+        let (reply, answer) = oneshot::channel();
+        let over = || Fault::not_found("the volume was deleted meanwhile");
+        mailbox.send(Mail::Read { peer: from.clone(), port, reply }).map_err(|_| over())?;
+        answer.await.map_err(|_| over())??;
+        served(watch).await
+    }
+
+    async fn map(
+        self: &Arc<Self>,
+        id: RequestId,
+        volume: VolumeId,
+        node: HostName,
+        sync: bool,
+        device: DeviceKind,
+    ) -> Result<Answer, Fault> {
+        let mapped = self.wake(volume).ok_or_else(|| no_such(volume))?.1.borrow().view.node.clone();
+        if mapped.is_none() {
+            self.reach(&node).await?;
+        }
+        let port = self.host.free_port().map_err(|e| Fault::failed(e.to_string()))?;
+        let watch = self.intend(volume, id, Intent::Map { node, sync, device, port }).await?;
+        settled(watch, volume, |s| s.view.device.is_some() || s.view.phase == Phase::Unmapped).await
+    }
+
+    /// Makes sure that a node is there before anything is changed.
+    async fn reach(self: &Arc<Self>, node: &HostName) -> Result<(), Fault> {
+        let nothing_changed = "nothing was changed; see img-storage hosts";
+        let role = match self.peers.present(node, self.clock.now(), FRESH) {
+            Some(role) => role,
+            None => {
+                let mut changes = self.peers.changes();
+                self.peers.try_again(node);
+                self.hello(node, true);
+                let heard = timeout(NODE_ANSWERS_WITHIN, async {
+                    while !self.peers.unroutable(node) && changes.changed().await.is_ok() {
+                        if let Some(role) = self.peers.present(node, self.clock.now(), FRESH) {
+                            return Some(role);
+                        }
+                    }
+                    None
+                });
+                let unknown = || Fault::unreachable(format!("host {node} is unknown or not connected")).next(nothing_changed);
+                heard.await.unwrap_or(None).ok_or_else(unknown)?
+            }
+        };
+        if role == Role::Node {
+            Ok(())
+        } else {
+            Err(Fault::refused(format!("host {node} runs no guests: it is a {role:?}")).next(nothing_changed))
+        }
+    }
+
+    async fn unmap(self: &Arc<Self>, id: RequestId, volume: VolumeId, force: bool) -> Result<Answer, Fault> {
+        let (_, watch) = self.wake(volume).ok_or_else(|| no_such(volume))?;
+        let view = watch.borrow().view.clone();
+        if let (Some(node), false) = (&view.node, force || view.phase == Phase::Returning) {
+            self.nobody_uses(volume, node, &view).await?;
+        }
+        let watch = self.intend(volume, id, Intent::Unmap { force }).await?;
+        let epoch = view.epoch;
+        settled(watch, volume, move |s| s.view.phase == Phase::Unmapped || s.view.epoch != epoch).await
+    }
+
+    /// Refuses where a guest has the device open, naming it.
+    async fn nobody_uses(self: &Arc<Self>, volume: VolumeId, node: &HostName, view: &VolumeView) -> Result<(), Fault> {
+        let name = format!("volume {}/{}", view.pool, view.name);
+        let query = RequestId(self.ids.fresh(self.clock.now()));
+        let (reply, told) = oneshot::channel();
+        self.queries.lock().unwrap_or_else(std::sync::PoisonError::into_inner).insert(query, reply);
+        self.post.send(node, Body::WhoUses { volume, query });
+        let told = timeout(NODE_ANSWERS_WITHIN, told).await;
+        self.queries.lock().unwrap_or_else(std::sync::PoisonError::into_inner).remove(&query);
+        let force = format!("or cut it off: img-storage unmap --force {}/{}", view.pool, view.name);
+        match told {
+            Ok(Ok(Ok(holders))) if holders.is_empty() => Ok(()),
+            Ok(Ok(Ok(holders))) => {
+                let by: Vec<String> = holders.iter().map(ToString::to_string).collect();
+                Err(Fault::refused(format!("{name} is in use on {node} by {}", by.join(" and ")))
+                    .next(format!("stop the guest {force}")))
+            }
+            Ok(Ok(Err(why))) => Err(Fault::refused(format!("whether {name} is in use on {node} cannot be told: {why}"))
+                .next(format!("see that the guest is off and its node is up, {force}"))),
+            Ok(Err(_)) | Err(_) => Err(Fault::unreachable(format!("{node}, which has {name}, does not answer"))
+                .next(format!("nothing was changed; bring it up, {force}"))),
+        }
+    }
+}
+
+fn no_such(volume: VolumeId) -> Fault {
+    Fault::not_found(format!("there is no volume {volume}"))
+}
+
+/// Waits until what is shown is as wanted.
+async fn settled(mut watch: watch::Receiver<Shown>, volume: VolumeId, wanted: impl Fn(&Shown) -> bool) -> Result<Answer, Fault> {
+    let wait = async {
+        loop {
+            {
+                let shown = watch.borrow_and_update();
+                if let Some(fault) = &shown.failed {
+                    return Err(fault.clone());
+                }
+                if wanted(&shown) {
+                    return Ok(Answer::Volume { volume: Box::new(shown.view.clone()) });
+                }
+            }
+            watch.changed().await.map_err(|_| no_such(volume))?;
+        }
+    };
+    timeout(PATIENCE, wait)
+        .await
+        .unwrap_or_else(|_| Err(Fault::unfinished("it takes longer than this NAS waits for; it goes on")))
+}
+
+/// Waits until the volume's contents are served to who asked.
+async fn served(mut watch: watch::Receiver<Shown>) -> Result<Answer, Fault> {
+    let wait = async {
+        loop {
+            {
+                let shown = watch.borrow_and_update();
+                if let Some(fault) = &shown.failed {
+                    return Err(fault.clone());
+                }
+                if let Some(endpoint) = &shown.served {
+                    return Ok(Answer::Served { volume: Box::new(shown.view.clone()), endpoint: endpoint.clone() });
+                }
+            }
+            watch.changed().await.map_err(|_| Fault::failed("the volume went away before it could be served"))?;
+        }
+    };
+    timeout(PATIENCE, wait).await.unwrap_or_else(|_| Err(Fault::unfinished("it takes longer than this NAS waits for")))
+}
+
+/// Waits until the volume is gone.
+async fn gone(mut watch: watch::Receiver<Shown>) -> Result<Answer, Fault> {
+    while watch.changed().await.is_ok() {}
+    Ok(Answer::Deleted)
+}

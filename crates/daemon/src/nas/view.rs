@@ -1,0 +1,90 @@
+//! What is shown of a volume, made from its row, the facts and the node's report.
+
+use super::Shown;
+use img_storage_model::{
+    HostName,
+    api::{Phase, Trouble, VolumeView, WriteBack},
+    messages::{NodePhase, Report, Want},
+    nas::{Authority, Stage, VolumeRecord},
+    schedule,
+};
+
+/// A volume nobody has looked at yet.
+pub(super) fn at_rest(record: &VolumeRecord, nas: &HostName) -> Shown {
+    let mut shown = show(record, nas, &Seen::default());
+    shown.at_rest = true;
+    shown
+}
+
+/// What an actor has seen and knows besides the row.
+#[derive(Default)]
+pub(super) struct Seen<'a> {
+    pub allocated: Option<u64>,
+    pub report: Option<&'a Report>,
+    pub rate: Option<u64>,
+    pub frequency: Option<u64>,
+    pub last_write_back: Option<WriteBack>,
+    pub write_backs: u64,
+    pub stuck: Option<Trouble>,
+    pub waiting: Option<String>,
+    pub progress: Option<img_storage_model::messages::Progress>,
+}
+
+pub(super) fn show(record: &VolumeRecord, nas: &HostName, seen: &Seen<'_>) -> Shown {
+    let mapping = record.mapping.as_ref();
+    let report = seen.report.filter(|r| mapping.is_some_and(|m| m.epoch == r.epoch));
+    let moving = report.and_then(|r| r.progress);
+    let notice = report.and_then(|r| r.notice.clone()).or_else(|| seen.waiting.clone());
+    let view = VolumeView {
+        id: record.id,
+        nas: nas.clone(),
+        pool: record.pool.clone(),
+        name: record.name.clone(),
+        size: record.size,
+        allocated: seen.allocated,
+        phase: phase(record, report),
+        node: mapping.map(|m| m.node.clone()),
+        epoch: record.epoch,
+        device: report.and_then(|r| r.device.clone()),
+        sync: mapping.is_some_and(|m| m.want == Want::Local),
+        lag: None,
+        frequency: seen.frequency.filter(|_| mapping.is_some_and(|m| m.want == Want::Local)),
+        dirty: report.and_then(|r| r.dirty),
+        progress: moving.or(seen.progress),
+        rate: seen.rate.filter(|_| moving.is_some() || seen.progress.is_some()),
+        last_write_back: seen.last_write_back.clone().filter(|_| mapping.is_some()),
+        write_backs: if mapping.is_some() { seen.write_backs } else { 0 },
+        stuck: seen.stuck.clone(),
+        notice,
+        created: record.created,
+        mapped: mapping.map(|m| m.since),
+    };
+    let home_at = mapping.and_then(|m| m.accepted.as_ref()).map(|a| a.at);
+    Shown { view, behind_since: mapping.and_then(schedule::behind_since), at_rest: false, served: None, home_at, failed: None }
+}
+
+fn phase(record: &VolumeRecord, report: Option<&Report>) -> Phase {
+    match record.stage {
+        Stage::Creating => return Phase::Creating,
+        Stage::Importing { .. } => return Phase::Importing,
+        Stage::Deleting => return Phase::Deleting,
+        Stage::Ready => {}
+    }
+    let Some(mapping) = &record.mapping else { return Phase::Unmapped };
+    if mapping.want == Want::Gone {
+        return Phase::Returning;
+    }
+    let Some(report) = report else { return Phase::Attaching };
+    match report.phase {
+        NodePhase::Attaching | NodePhase::Gone => Phase::Attaching,
+        NodePhase::Remote => Phase::Remote,
+        NodePhase::Copying => Phase::Copying,
+        NodePhase::Ready => Phase::Copying,
+        NodePhase::Switching => Phase::Switching,
+        // Until the NAS has written down that authority passed, the switch is not over.
+        NodePhase::Local if mapping.authority == Authority::MaybeNode => Phase::Switching,
+        NodePhase::Local => Phase::Local,
+        NodePhase::BringingBack | NodePhase::BackReady => Phase::BringingBack,
+        NodePhase::Returning => Phase::Returning,
+    }
+}

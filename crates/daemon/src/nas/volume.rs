@@ -1,0 +1,554 @@
+//! The actor of one volume on its NAS: observe, plan, make durable, do, look again.
+//!
+//! It alone changes the volume's row and touches the volume on the host. Everything it learns comes by mail: the node's reports
+//! and the operator's intents; a long step does not keep it from reading them.
+
+use super::{
+    Nas, Shown,
+    view::{self, Seen},
+};
+use crate::{rate::Rate, retry::Retry};
+use img_storage_model::{
+    Fact, Fault, HostName, Interval, RequestId,
+    api::WriteBack,
+    messages::{Assign, Body, Endpoint, NodePhase, Report, Role, Want},
+    nas::{self, Context, Decision, Intent, NasChange, NasFacts, NasStep, Stage, VolumeRecord},
+    node::{JobState, PushOutcome, StepResult},
+    schedule,
+};
+use jiff::Timestamp;
+use std::{sync::Arc, time::Duration};
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    time::{Instant, sleep, timeout},
+};
+
+/// How long a look at the host may take.
+const OBSERVE_DEADLINE: Duration = Duration::from_secs(10);
+/// How often a mapped volume is looked at when nothing happens.
+const LOOK_EVERY: Duration = Duration::from_secs(3);
+/// How often an assignment is sent again that the node has not answered.
+const RESEND_EVERY: Duration = Duration::from_secs(3);
+/// Steps that move bulk data may take this many times the ordinary deadline.
+const BULK: u32 = 60;
+
+/// What an actor gets.
+pub(crate) enum Mail {
+    /// From the node.
+    Report { from: HostName, report: Box<Report> },
+    /// A host came (back).
+    Restarted { host: HostName, role: Role },
+    /// From an operator; answered when it is durable or refused.
+    Intent { request: RequestId, intent: Box<Intent>, reply: oneshot::Sender<Result<(), Fault>> },
+    /// A front end wants to read the volume.
+    Read { peer: HostName, port: u16, reply: oneshot::Sender<Result<(), Fault>> },
+    /// It has read it.
+    ReadDone,
+}
+
+pub(crate) struct Actor {
+    nas: Arc<Nas>,
+    record: VolumeRecord,
+    mail: mpsc::UnboundedReceiver<Mail>,
+    shown: watch::Sender<Shown>,
+    report: Option<Report>,
+    reader: Option<(HostName, u16)>,
+    retry: Retry,
+    push_retry: Retry,
+    waiting: Option<String>,
+    allocated: Option<u64>,
+    rate: Rate,
+    last_write_back: Option<WriteBack>,
+    write_backs: u64,
+    sent: Option<Instant>,
+    failed: Option<Fault>,
+    at_rest: bool,
+    over: bool,
+}
+
+impl Actor {
+    pub(super) fn new(
+        nas: Arc<Nas>,
+        record: VolumeRecord,
+        mail: mpsc::UnboundedReceiver<Mail>,
+        shown: watch::Sender<Shown>,
+    ) -> Self {
+        Actor {
+            nas,
+            record,
+            mail,
+            shown,
+            report: None,
+            reader: None,
+            retry: Retry::default(),
+            push_retry: Retry::default(),
+            waiting: None,
+            allocated: None,
+            rate: Rate::default(),
+            last_write_back: None,
+            write_backs: 0,
+            sent: None,
+            failed: None,
+            at_rest: false,
+            over: false,
+        }
+    }
+
+    /// Runs until the volume is deleted.
+    pub(super) async fn live(mut self) {
+        while !self.over {
+            while let Ok(mail) = self.mail.try_recv() {
+                self.read(mail);
+            }
+            self.at_rest = false;
+            let facts = self.observe().await;
+            if let Err(fault) = self.assign(&facts) {
+                self.pause(fault.to_string()).await;
+                continue;
+            }
+            match self.plan(&facts) {
+                Decision::Do(step) => {
+                    self.waiting = None;
+                    self.show(&facts);
+                    if self.retry.holds(self.nas.clock.now()) {
+                        self.rest(Duration::from_millis(100)).await;
+                    } else {
+                        self.run(step).await;
+                    }
+                }
+                Decision::Record(change) => {
+                    if let Err(fault) = self.record(&change) {
+                        self.pause(fault.to_string()).await;
+                    }
+                }
+                Decision::Wait(why) => {
+                    self.retry.well();
+                    self.waiting = Some(why);
+                    self.show(&facts);
+                    self.rest(self.look_again(&facts)).await;
+                }
+                Decision::Stuck(why) => {
+                    self.retry.stuck(why, self.nas.clock.now());
+                    self.show(&facts);
+                    self.rest(LOOK_EVERY).await;
+                }
+                Decision::Rest => {
+                    self.retry.well();
+                    self.waiting = None;
+                    self.at_rest = true;
+                    self.show(&facts);
+                    self.rest(self.look_again(&facts)).await;
+                }
+            }
+        }
+        self.nas.forget(self.record.id);
+    }
+
+    async fn observe(&mut self) -> NasFacts {
+        let looked = timeout(OBSERVE_DEADLINE, self.nas.host.observe(Nas::volume_ref(&self.record))).await;
+        let facts = looked.unwrap_or_else(|_| {
+            fn late<T>() -> Fact<T> {
+                Fact::Unknown(format!("no answer within {} s", OBSERVE_DEADLINE.as_secs()))
+            }
+            NasFacts { disk: late(), export: late(), incoming: late(), pending: late(), overlay: late(), reader: late() }
+        });
+        self.allocated = facts.disk.known().copied().flatten().map(|d| d.allocated).or(self.allocated);
+        facts
+    }
+
+    fn frequency(&self) -> Interval {
+        self.nas.config.frequency
+    }
+
+    fn plan(&self, facts: &NasFacts) -> Decision {
+        let now = self.nas.clock.now();
+        let due = self.record.mapping.as_ref().and_then(|m| schedule::next_due(m, self.frequency())).is_some_and(|at| at <= now);
+        let context =
+            Context { report: self.report.as_ref(), due, hold_off: self.push_retry.holds(now), reader: self.reader.clone() };
+        nas::plan(&self.record, facts, &context)
+    }
+
+    /// When to look again without being told anything.
+    fn look_again(&self, facts: &NasFacts) -> Duration {
+        let commit = facts.export.known().and_then(Option::as_ref).and_then(|e| e.commit.as_ref());
+        if commit.is_some_and(|c| c.state == JobState::Running) {
+            return Duration::from_millis(50);
+        }
+        let now = self.nas.clock.now();
+        let due = self.record.mapping.as_ref().and_then(|m| schedule::next_due(m, self.frequency()));
+        let until = due.filter(|at| *at > now).and_then(|at| Duration::try_from(at.duration_since(now)).ok());
+        until.map_or(LOOK_EVERY, |d| d.clamp(Duration::from_millis(20), LOOK_EVERY))
+    }
+
+    /// Waits for mail, or `at_most` so long. A volume at rest needs no looking at.
+    async fn rest(&mut self, at_most: Duration) {
+        let at_rest = self.record.mapping.is_none()
+            && self.record.stage == Stage::Ready
+            && self.reader.is_none()
+            && self.retry.why().is_none();
+        let mail = if at_rest {
+            self.mail.recv().await
+        } else {
+            tokio::select! {
+                biased;
+                mail = self.mail.recv() => mail,
+                () = sleep(at_most) => return,
+            }
+        };
+        match mail {
+            Some(mail) => self.read(mail),
+            None => self.over = true,
+        }
+    }
+
+    async fn pause(&mut self, why: String) {
+        let pause = self.retry.failed(why, self.nas.clock.now());
+        sleep(pause).await;
+    }
+
+    fn deadline(&self, step: &NasStep) -> Duration {
+        let bulk = matches!(
+            step,
+            NasStep::SyncDisk
+                | NasStep::RemoveDisk
+                | NasStep::StopExport
+                | NasStep::VerifyIncoming { .. }
+                | NasStep::SealIncoming { .. }
+                | NasStep::CommitPending { .. }
+        );
+        self.nas.config.step_deadline * if bulk { BULK } else { 1 }
+    }
+
+    async fn run(&mut self, step: NasStep) {
+        let deadline = self.deadline(&step);
+        tracing::debug!(volume = %self.record.name, epoch = %self.record.epoch, ?step);
+        let nas = Arc::clone(&self.nas);
+        let mut work = Box::pin(timeout(deadline, nas.host.run(Nas::volume_ref(&self.record), step.clone())));
+        let done = loop {
+            tokio::select! {
+                biased;
+                done = &mut work => break done,
+                mail = self.mail.recv() => match mail {
+                    Some(mail) => self.read(mail),
+                    None => break (&mut work).await,
+                },
+            }
+        };
+        match done {
+            Ok(Ok(result)) => {
+                self.retry.well();
+                self.finished(&step, &result);
+            }
+            Ok(Err(why)) => self.step_failed(&step, &why.to_string()),
+            Err(_) => self.step_failed(&step, &format!("{} was not done within {} s", verb(&step), deadline.as_secs())),
+        }
+    }
+
+    fn finished(&mut self, step: &NasStep, result: &StepResult) {
+        if let Some(change) = nas::after(&self.record, step, result)
+            && let Err(fault) = self.record(&change)
+        {
+            self.retry.failed(fault.to_string(), self.nas.clock.now());
+        }
+    }
+
+    fn step_failed(&mut self, step: &NasStep, why: &str) {
+        tracing::warn!(volume = %self.record.name, epoch = %self.record.epoch, "{}: {why}", verb(step));
+        self.retry.failed(why.to_owned(), self.nas.clock.now());
+        if let Some(change) = nas::after_error(&self.record, step, why) {
+            if change == NasChange::GiveUp {
+                self.failed = Some(Fault::failed(why));
+            }
+            if let Err(fault) = self.record(&change) {
+                self.retry.failed(fault.to_string(), self.nas.clock.now());
+            }
+        }
+    }
+
+    /// Makes a change durable, then takes it up.
+    fn record(&mut self, change: &NasChange) -> Result<(), Fault> {
+        let now = self.nas.clock.now();
+        if *change == NasChange::Deleted {
+            self.nas.store.remove(self.record.id, self.record.asked, now)?;
+            self.over = true;
+            return Ok(());
+        }
+        let mut next = self.record.clone();
+        let port = self.nas.host.free_port();
+        let order = || (img_storage_model::SnapshotId(self.nas.ids.fresh(now)), port.clone().unwrap_or(0));
+        next.apply(change, now, order);
+        self.nas.store.put(&next)?;
+        self.note(change, now);
+        self.record = next;
+        if *change == NasChange::Unmapped {
+            self.report = None;
+            self.retry.well();
+            self.push_retry.well();
+            (self.last_write_back, self.write_backs) = (None, 0);
+        }
+        Ok(())
+    }
+
+    /// Keeps the history, and the figures of write-backs.
+    fn note(&mut self, change: &NasChange, now: Timestamp) {
+        let push = self.record.mapping.as_ref().and_then(|m| m.push.clone());
+        let node = self.record.mapping.as_ref().map_or_else(String::new, |m| m.node.to_string());
+        let what = match change {
+            NasChange::Created => "created".to_owned(),
+            NasChange::Authority(authority) => format!("newest writes: {authority:?} ({node})"),
+            NasChange::Order { last } => format!("write-back ordered from {node}{}", if *last { ", the last one" } else { "" }),
+            NasChange::Verified => "write-back verified".to_owned(),
+            NasChange::PushFailed { why } => {
+                self.push_retry.failed(why.clone(), now);
+                format!("write-back failed: {why}")
+            }
+            NasChange::Accepted => {
+                self.push_retry.well();
+                let moved = self.report.as_ref().and_then(|r| r.pushed.as_ref()).and_then(|p| match &p.outcome {
+                    PushOutcome::Sent { moved, .. } => Some(*moved),
+                    PushOutcome::Failed { .. } => None,
+                });
+                if let Some(push) = push {
+                    let took = u64::try_from(now.duration_since(push.ordered).as_millis()).ok();
+                    self.last_write_back = Some(WriteBack { snapshot: push.push, at: push.ordered, moved, took_ms: took });
+                    self.write_backs += 1;
+                    let bytes = moved.map_or_else(String::new, |m| format!(" of {}", img_storage_model::size::human_bytes(m)));
+                    format!("write-back{bytes} came home in {} ms", took.unwrap_or(0))
+                } else {
+                    "write-back came home".to_owned()
+                }
+            }
+            NasChange::Unmapped => format!("unmapped from {node}"),
+            NasChange::GiveUp => "given up".to_owned(),
+            NasChange::Layer(layer) => format!("newest writes on the NAS: {layer:?}"),
+            NasChange::Deleted => return,
+        };
+        tracing::info!(volume = %self.record.name, epoch = %self.record.epoch, "{what}");
+        self.nas.journal.note(self.record.id, now, &what);
+    }
+
+    /// Brings the node's assignment up to date, and sends it when it is new or was not answered.
+    fn assign(&mut self, facts: &NasFacts) -> Result<(), Fault> {
+        let Some(next) = nas::assignment(&self.record, facts, self.nas.post.name(), &self.nas.config.address) else {
+            self.sent = None;
+            return Ok(());
+        };
+        if self.record.assign.as_ref() != Some(&next) {
+            let mut record = self.record.clone();
+            record.assign = Some(next.clone());
+            self.nas.store.put(&record)?;
+            self.record = record;
+            self.send(next);
+            return Ok(());
+        }
+        let answered = self.report.as_ref().is_some_and(|r| r.epoch == next.epoch && r.revision == next.revision);
+        if !answered && self.sent.is_none_or(|at| at.elapsed() >= RESEND_EVERY) {
+            self.send(next);
+        }
+        Ok(())
+    }
+
+    fn send(&mut self, assign: Assign) {
+        self.sent = Some(Instant::now());
+        if let Some(mapping) = &self.record.mapping {
+            self.nas.post.send(&mapping.node, Body::Assign(Box::new(assign)));
+        }
+    }
+
+    fn read(&mut self, mail: Mail) {
+        match mail {
+            Mail::Report { from, report } => self.reported(&from, *report),
+            Mail::Restarted { host, role } => {
+                if self.record.mapping.as_ref().is_some_and(|m| m.node == host) {
+                    self.sent = None;
+                    self.report = None;
+                }
+                let importer = matches!(&self.record.stage, Stage::Importing { peer, complete: false, .. } if *peer == host);
+                if role == Role::Frontend && importer && self.record(&NasChange::GiveUp).is_err() {
+                    tracing::warn!(volume = %self.record.name, "its import was broken off, which could not be recorded");
+                }
+                if self.reader.as_ref().is_some_and(|(peer, _)| *peer == host) {
+                    self.reader = None;
+                }
+            }
+            Mail::Intent { request, intent, reply } => {
+                let answer = self.intend(request, &intent);
+                // Who asked may have given up.
+                let _ = reply.send(answer);
+            }
+            Mail::Read { peer, port, reply } => {
+                let _ = reply.send(self.lend(peer, port));
+            }
+            Mail::ReadDone => self.reader = None,
+        }
+    }
+
+    fn intend(&mut self, request: RequestId, intent: &Intent) -> Result<(), Fault> {
+        let mut next = self.record.clone();
+        let now = self.nas.clock.now();
+        nas::apply(&mut next, intent, request, now, self.reader.is_some())?;
+        if next != self.record {
+            self.nas.store.put(&next)?;
+            self.record = next;
+            self.nas.journal.note(self.record.id, now, &asked(intent));
+            self.retry.well();
+            self.push_retry.well();
+            // Who waits for this intent must not be shown what was before it.
+            self.waiting = None;
+            self.at_rest = false;
+            self.show_now();
+        }
+        Ok(())
+    }
+
+    fn lend(&mut self, peer: HostName, port: u16) -> Result<(), Fault> {
+        let name = format!("volume {}/{}", self.record.pool, self.record.name);
+        if self.reader.is_some() {
+            return Err(Fault::refused(format!("{name} is being exported to a file already")).next("wait for that to end"));
+        }
+        match &self.record.mapping {
+            _ if self.record.stage != Stage::Ready => Err(Fault::refused(format!("{name} is not ready"))),
+            Some(m) if m.authority != nas::Authority::Node || m.want != Want::Local => {
+                Err(Fault::refused(format!("{name} is in use on {} over the network; its copy here is no point in time", m.node))
+                    .next("unmap it, or move it to a local copy with map --sync, and export then"))
+            }
+            _ => {
+                self.reader = Some((peer, port));
+                Ok(())
+            }
+        }
+    }
+
+    fn reported(&mut self, from: &HostName, report: Report) {
+        match &self.record.mapping {
+            Some(m) if m.node == *from && m.epoch == report.epoch => {
+                if let Some(progress) = report.progress {
+                    self.rate.at(progress.done, Instant::now());
+                } else {
+                    self.rate = Rate::default();
+                }
+                // Within an epoch an answer to an older assignment is old news.
+                if self.report.as_ref().is_none_or(|r| r.epoch != report.epoch || r.revision <= report.revision) {
+                    self.report = Some(report);
+                }
+            }
+            _ => self.stranger(from, &report),
+        }
+    }
+
+    /// A report of a mapping that is over, or that this ledger does not know.
+    fn stranger(&mut self, from: &HostName, report: &Report) {
+        let now = self.nas.clock.now();
+        let mut next = self.record.clone();
+        let request = RequestId(self.nas.ids.fresh(now));
+        if let Ok(port) = self.nas.host.free_port()
+            && nas::adopt(&mut next, from, report, request, now, port)
+        {
+            if self.nas.store.put(&next).is_ok() {
+                self.record = next;
+                let what = format!("{from} holds an unsynced local copy of epoch {}: taken up again", report.epoch);
+                tracing::warn!(volume = %self.record.name, "{what}");
+                self.nas.journal.note(self.record.id, now, &what);
+            }
+            return;
+        }
+        if report.phase != NodePhase::Gone && report.epoch <= self.record.epoch {
+            let over = Assign {
+                volume: self.record.id,
+                name: format!("{}/{}", self.record.pool, self.record.name),
+                nas: self.nas.post.name().clone(),
+                size: self.record.size,
+                epoch: report.epoch,
+                revision: report.revision + 1,
+                want: Want::Gone,
+                device: img_storage_model::messages::DeviceKind::Nbd,
+                force: true,
+                export: None,
+                granted: false,
+                push: None,
+                accepted: None,
+                release: false,
+                back: None,
+            };
+            self.nas.post.send(from, Body::Assign(Box::new(over)));
+        }
+    }
+
+    fn show_now(&self) {
+        let shown = self.make_shown(None);
+        self.shown.send_replace(shown);
+    }
+
+    fn show(&self, facts: &NasFacts) {
+        let shown = self.make_shown(Some(facts));
+        self.shown.send_replace(shown);
+    }
+
+    fn make_shown(&self, facts: Option<&NasFacts>) -> Shown {
+        let host = self.nas.post.name();
+        let node = self.record.mapping.as_ref().map(|m| &m.node);
+        let reported = self.report.as_ref().and_then(|r| r.stuck.clone()).zip(node).map(|(why, node)| {
+            let mut retry = Retry::default();
+            retry.stuck(why, self.nas.clock.now());
+            retry.trouble(node)
+        });
+        let away = node.filter(|n| self.nas.peers.is_away(n)).map(|node| {
+            let mut retry = Retry::default();
+            retry.stuck(format!("{node} is not connected; its guests go on without it"), self.nas.clock.now());
+            retry.trouble(node)
+        });
+        let stuck = self.retry.trouble(host).or(reported.flatten()).or(self.push_retry.trouble(host)).or(away.flatten());
+        let seen = Seen {
+            allocated: self.allocated,
+            report: self.report.as_ref(),
+            rate: self.rate.per_second(),
+            frequency: Some(self.frequency().duration().as_secs()),
+            last_write_back: self.last_write_back.clone(),
+            write_backs: self.write_backs,
+            stuck,
+            waiting: self.waiting.clone(),
+            progress: None,
+        };
+        let mut shown = view::show(&self.record, host, &seen);
+        shown.failed = self.failed.clone();
+        shown.at_rest = self.at_rest;
+        shown.served = facts.and_then(|f| self.served(f));
+        shown
+    }
+
+    /// Where an importing or reading front end finds the contents.
+    fn served(&self, facts: &NasFacts) -> Option<Endpoint> {
+        let endpoint = |port: u16, export: String| Endpoint {
+            host: self.nas.config.address.clone(),
+            port,
+            export,
+            server: self.nas.post.name().clone(),
+        };
+        match (&self.record.stage, &self.reader) {
+            (Stage::Importing { port, complete: false, .. }, _) => {
+                let name = facts.export.known()?.as_ref()?.names.first()?.clone();
+                Some(endpoint(*port, name))
+            }
+            (Stage::Ready, Some((_, port))) if facts.reader.known() == Some(&true) => Some(endpoint(*port, "reader".to_owned())),
+            _ => None,
+        }
+    }
+}
+
+fn verb(step: &NasStep) -> String {
+    let text = format!("{step:?}");
+    text.split([' ', '{']).next().unwrap_or_default().to_owned()
+}
+
+fn asked(intent: &Intent) -> String {
+    match intent {
+        Intent::Map { node, sync, .. } => format!("asked: map to {node}{}", if *sync { ", on a local copy" } else { "" }),
+        Intent::Unmap { force } => format!("asked: unmap{}", if *force { " by force" } else { "" }),
+        Intent::Sync => "asked: sync".to_owned(),
+        Intent::BringBack => "asked: bring back".to_owned(),
+        Intent::Resize { size } => format!("asked: resize to {size}"),
+        Intent::Delete => "asked: delete".to_owned(),
+        Intent::Imported { complete: true } => "filled from an image".to_owned(),
+        Intent::Imported { complete: false } => "its import was broken off".to_owned(),
+    }
+}

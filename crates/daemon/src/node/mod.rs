@@ -1,0 +1,187 @@
+//! The node daemon: attaches volumes, moves guests between remote and local, reports what it sees.
+//!
+//! One actor a volume ([`volume`]) is the only one to touch it on this host. Assignments come from the volume's NAS, whole; the newest
+//! is durable before anything is done about it.
+
+mod volume;
+
+use crate::{
+    bus::{Delivery, Member, Post},
+    clock::Clock,
+    nas::HELLO_EVERY,
+    store::{Journal, NodeStore},
+    tasks::{Running, Tasks},
+};
+use img_storage_host::NodeHost;
+use img_storage_model::{
+    Fault, HostName, RequestId, VolumeId,
+    messages::{Assign, Body, Envelope, Hello, Role, VERSION},
+    node::NodeRecord,
+};
+use jiff::Timestamp;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+use tokio::sync::mpsc;
+
+/// What a node daemon is told at its start.
+pub struct Config {
+    /// The front end it says hello to.
+    pub frontend: HostName,
+    /// The longest a step may take before it is given up and looked at again.
+    pub step_deadline: Duration,
+}
+
+/// A node daemon.
+pub struct Node {
+    pub(crate) config: Config,
+    pub(crate) host: Arc<dyn NodeHost>,
+    pub(crate) store: NodeStore,
+    pub(crate) journal: Journal,
+    pub(crate) post: Post,
+    pub(crate) clock: Clock,
+    tasks: Tasks,
+    started: Timestamp,
+    actors: Mutex<BTreeMap<VolumeId, mpsc::UnboundedSender<Mail>>>,
+}
+
+/// What a volume's actor gets.
+pub(crate) enum Mail {
+    /// The NAS's word.
+    Assign(Box<Assign>),
+    /// The NAS came (back): tell it how things are.
+    Report,
+}
+
+impl Node {
+    /// Starts the daemon; it runs until the returned value is dropped.
+    ///
+    /// # Errors
+    /// When the ledger cannot be read.
+    pub fn start(
+        config: Config,
+        host: Arc<dyn NodeHost>,
+        store: NodeStore,
+        journal: Journal,
+        member: Member,
+        clock: Clock,
+    ) -> Result<Running, Fault> {
+        let records = store.volumes()?;
+        let tasks = Tasks::default();
+        let started = clock.now();
+        let node = Arc::new(Node {
+            config,
+            host,
+            store,
+            journal,
+            post: member.post,
+            clock,
+            tasks: tasks.clone(),
+            started,
+            actors: Mutex::default(),
+        });
+        let nases: BTreeSet<HostName> = records.iter().filter(|r| !r.has_ended()).map(|r| r.assign.nas.clone()).collect();
+        for record in records {
+            node.begin(record);
+        }
+        tasks.spawn(Arc::clone(&node).receive(member.inbox));
+        tasks.spawn(Arc::clone(&node).greet(nases));
+        Ok(Running::new(tasks))
+    }
+
+    fn begin(self: &Arc<Self>, record: NodeRecord) {
+        let (mailbox, mail) = mpsc::unbounded_channel();
+        self.actors.lock().unwrap_or_else(PoisonError::into_inner).insert(record.volume, mailbox);
+        self.tasks.spawn(volume::Actor::new(Arc::clone(self), record, mail).live());
+    }
+
+    async fn receive(self: Arc<Self>, mut inbox: mpsc::UnboundedReceiver<Delivery>) {
+        while let Some(delivery) = inbox.recv().await {
+            match delivery {
+                Delivery::Message(message) if message.v == VERSION => self.take(message),
+                Delivery::Message(message) => {
+                    tracing::warn!(from = %message.from, "a message of version {} was dropped", message.v)
+                }
+                // The NAS is away: everything is told again when it is back.
+                Delivery::Unroutable(_) => {}
+            }
+        }
+    }
+
+    fn take(self: &Arc<Self>, message: Envelope) {
+        let from = message.from;
+        match message.body {
+            Body::Hello(hello) => {
+                if hello.reply {
+                    self.hello(&from);
+                }
+                if hello.role == Role::Nas {
+                    for mailbox in self.actors.lock().unwrap_or_else(PoisonError::into_inner).values() {
+                        let _ = mailbox.send(Mail::Report);
+                    }
+                }
+            }
+            Body::Assign(assign) => self.assigned(&from, *assign),
+            Body::WhoUses { volume, query } => self.who_uses(from, volume, query),
+            Body::Report(_) | Body::Users { .. } | Body::Request { .. } | Body::Answer { .. } => {
+                tracing::warn!(%from, "a message that is not for a node was dropped");
+            }
+        }
+    }
+
+    fn assigned(self: &Arc<Self>, from: &HostName, assign: Assign) {
+        if assign.nas != *from {
+            tracing::warn!(%from, volume = %assign.volume, "an assignment in another NAS's name was dropped");
+            return;
+        }
+        let known = self.actors.lock().unwrap_or_else(PoisonError::into_inner).get(&assign.volume).cloned();
+        match known {
+            Some(mailbox) => {
+                let _ = mailbox.send(Mail::Assign(Box::new(assign)));
+            }
+            None => {
+                let record = NodeRecord::new(assign);
+                match self.store.put(&record) {
+                    Ok(()) => self.begin(record),
+                    Err(fault) => tracing::error!("an assignment could not be stored and was dropped: {fault}"),
+                }
+            }
+        }
+    }
+
+    fn who_uses(self: &Arc<Self>, from: HostName, volume: VolumeId, query: RequestId) {
+        let node = Arc::clone(self);
+        self.tasks.spawn(async move {
+            let holders = node.host.users(volume).await.map_err(|e| e.to_string());
+            node.post.send(&from, Body::Users { query, holders });
+        });
+    }
+
+    fn hello(self: &Arc<Self>, to: &HostName) {
+        let (node, to) = (Arc::clone(self), to.clone());
+        self.tasks.spawn(async move {
+            let pools = node.host.pools().await;
+            let hello = Hello {
+                role: Role::Node,
+                version: env!("CARGO_PKG_VERSION").to_owned(),
+                pools,
+                planes: vec!["qemu".to_owned()],
+                started: node.started,
+                reply: false,
+            };
+            node.post.send(&to, Body::Hello(hello));
+        });
+    }
+
+    async fn greet(self: Arc<Self>, nases: BTreeSet<HostName>) {
+        for nas in &nases {
+            self.hello(nas);
+        }
+        loop {
+            self.hello(&self.config.frontend);
+            tokio::time::sleep(HELLO_EVERY).await;
+        }
+    }
+}

@@ -1,0 +1,255 @@
+//! The actor of one volume on a node: observe, plan, make durable, do, look again; and tell the NAS.
+
+use super::{Mail, Node};
+use crate::retry::Retry;
+use img_storage_model::{
+    Fact,
+    messages::{Assign, Body, NodePhase, Report},
+    node::{self, Decision, JobState, NodeChange, NodeFacts, NodeRecord, NodeStep, Truth},
+};
+use std::{sync::Arc, time::Duration};
+use tokio::{
+    sync::mpsc,
+    time::{Instant, sleep, timeout},
+};
+
+/// How long a look at the host may take.
+const OBSERVE_DEADLINE: Duration = Duration::from_secs(10);
+/// How often a volume is looked at when nothing happens.
+const LOOK_EVERY: Duration = Duration::from_secs(3);
+/// How often the NAS hears of progress.
+const PROGRESS_EVERY: Duration = Duration::from_millis(500);
+/// How often the NAS hears of a volume that does not change.
+const REPORT_EVERY: Duration = Duration::from_secs(10);
+/// Steps that read bulk data may take this many times the ordinary deadline.
+const BULK: u32 = 60;
+
+pub(crate) struct Actor {
+    node: Arc<Node>,
+    record: NodeRecord,
+    mail: mpsc::UnboundedReceiver<Mail>,
+    retry: Retry,
+    last: Option<(Report, Instant)>,
+    tell: bool,
+    closely: u32,
+}
+
+impl Actor {
+    pub(super) fn new(node: Arc<Node>, record: NodeRecord, mail: mpsc::UnboundedReceiver<Mail>) -> Self {
+        Actor { node, record, mail, retry: Retry::default(), last: None, tell: true, closely: 0 }
+    }
+
+    /// Runs as long as the daemon.
+    pub(super) async fn live(mut self) {
+        loop {
+            while let Ok(mail) = self.mail.try_recv() {
+                self.read(mail);
+            }
+            let facts = self.observe().await;
+            let open = match node::plan(&self.record, &facts) {
+                Decision::Do(step) => {
+                    self.report(&facts);
+                    if self.retry.holds(self.node.clock.now()) {
+                        self.rest(Duration::from_millis(100)).await
+                    } else {
+                        self.closely = 0;
+                        self.run(step).await
+                    }
+                }
+                Decision::Record(change) => {
+                    if let Err(why) = self.record(change) {
+                        let pause = self.retry.failed(why, self.node.clock.now());
+                        sleep(pause).await;
+                    }
+                    true
+                }
+                Decision::Wait(_) | Decision::Rest => {
+                    self.retry.well();
+                    self.report(&facts);
+                    let pause = self.look_again(&facts);
+                    self.rest(pause).await
+                }
+                Decision::Stuck(why) => {
+                    self.retry.stuck(why, self.node.clock.now());
+                    self.report(&facts);
+                    self.rest(LOOK_EVERY).await
+                }
+            };
+            if !open {
+                return;
+            }
+        }
+    }
+
+    async fn observe(&self) -> NodeFacts {
+        let looked = timeout(OBSERVE_DEADLINE, self.node.host.observe(self.record.volume)).await;
+        looked.unwrap_or_else(|_| {
+            let why = format!("no answer within {} s", OBSERVE_DEADLINE.as_secs());
+            NodeFacts { qsd: Fact::Unknown(why.clone()), local: Fact::Unknown(why) }
+        })
+    }
+
+    /// When to look again without being told anything: soon and then less soon while a job runs.
+    fn look_again(&mut self, facts: &NodeFacts) -> Duration {
+        let qsd = facts.qsd.known().and_then(Option::as_ref);
+        let job = qsd.and_then(|q| {
+            let push = q.push.as_ref().map(|(_, job)| job);
+            q.copy.as_ref().or(push).or(q.back_fill.as_ref()).or(q.back_mirror.as_ref())
+        });
+        let moving = job.is_some_and(|j| matches!(j.state, JobState::Running));
+        let unsettled = job.is_some();
+        self.closely = if unsettled { self.closely.saturating_add(1) } else { 0 };
+        match (moving, unsettled) {
+            (true, _) => Duration::from_millis(u64::from(self.closely * 5).clamp(5, 100)),
+            (false, true) => Duration::from_millis(500),
+            _ => LOOK_EVERY,
+        }
+    }
+
+    /// Waits for mail, or `at_most` so long; false when the daemon ends.
+    async fn rest(&mut self, at_most: Duration) -> bool {
+        let mail = if self.record.has_ended() && self.retry.why().is_none() {
+            self.mail.recv().await
+        } else {
+            tokio::select! {
+                biased;
+                mail = self.mail.recv() => mail,
+                () = sleep(at_most) => return true,
+            }
+        };
+        match mail {
+            Some(mail) => {
+                self.read(mail);
+                true
+            }
+            None => false,
+        }
+    }
+
+    async fn run(&mut self, step: NodeStep) -> bool {
+        let bulk = matches!(step, NodeStep::DigestPush { .. } | NodeStep::RemoveLocal | NodeStep::ReserveLocal);
+        let deadline = self.node.config.step_deadline * if bulk { BULK } else { 1 };
+        tracing::debug!(volume = %self.record.assign.name, epoch = %self.record.assign.epoch, ?step);
+        let node = Arc::clone(&self.node);
+        let mut work = Box::pin(timeout(deadline, node.host.run(self.record.volume, step.clone())));
+        let done = loop {
+            tokio::select! {
+                biased;
+                done = &mut work => break done,
+                mail = self.mail.recv() => match mail {
+                    Some(mail) => self.read(mail),
+                    None => return false,
+                },
+            }
+        };
+        match done {
+            Ok(Ok(result)) => {
+                self.retry.well();
+                if let Some(change) = node::after(&self.record, &step, &result)
+                    && let Err(why) = self.record(change)
+                {
+                    self.retry.failed(why, self.node.clock.now());
+                }
+            }
+            Ok(Err(why)) => self.step_failed(&step, &why.to_string()),
+            Err(_) => self.step_failed(&step, &format!("{} was not done within {} s", verb(&step), deadline.as_secs())),
+        }
+        true
+    }
+
+    fn step_failed(&mut self, step: &NodeStep, why: &str) {
+        tracing::warn!(volume = %self.record.assign.name, epoch = %self.record.assign.epoch, "{}: {why}", verb(step));
+        self.retry.failed(why.to_owned(), self.node.clock.now());
+        if let Some(change) = node::after_error(&self.record, step, why) {
+            if let Err(why) = self.record(change) {
+                self.retry.failed(why, self.node.clock.now());
+            } else {
+                // The push is given up; taking it apart need not wait.
+                self.retry.well();
+            }
+        }
+    }
+
+    /// Makes a change durable, then takes it up.
+    fn record(&mut self, change: NodeChange) -> Result<(), String> {
+        let what = match &change {
+            NodeChange::Truth(Truth::Local) => "the local copy is the truth".to_owned(),
+            NodeChange::Truth(Truth::Remote) => "the NAS is the truth".to_owned(),
+            NodeChange::Local(epoch) => format!("a local copy is made for epoch {epoch}"),
+            NodeChange::Pushed(result) => format!("write-back {} ended: {}", result.push, ending(&result.outcome)),
+            NodeChange::Ended => "the mapping is over".to_owned(),
+        };
+        let mut next = self.record.clone();
+        next.apply(change);
+        self.node.store.put(&next).map_err(|fault| fault.to_string())?;
+        self.record = next;
+        tracing::info!(volume = %self.record.assign.name, epoch = %self.record.assign.epoch, "{what}");
+        self.node.journal.note(self.record.volume, self.node.clock.now(), &what);
+        Ok(())
+    }
+
+    fn read(&mut self, mail: Mail) {
+        match mail {
+            Mail::Assign(assign) => self.assigned(*assign),
+            Mail::Report => self.tell = true,
+        }
+    }
+
+    fn assigned(&mut self, assign: Assign) {
+        self.tell = true;
+        let known = &self.record.assign;
+        if assign.nas != known.nas && !self.record.has_ended() {
+            tracing::warn!(volume = %known.name, "an assignment from {} was dropped: the volume is {}'s", assign.nas, known.nas);
+            return;
+        }
+        let newer = (assign.epoch, assign.revision) > (known.epoch, known.revision);
+        // What is the truth here stays with its own mapping until it came home.
+        let another = assign.epoch != known.epoch && self.record.truth == Truth::Local;
+        if !newer || another {
+            return;
+        }
+        let mut next = self.record.clone();
+        next.assign = assign;
+        match self.node.store.put(&next) {
+            Ok(()) => {
+                self.record = next;
+                self.retry.well();
+            }
+            Err(fault) => tracing::error!("an assignment could not be stored and was dropped: {fault}"),
+        }
+    }
+
+    /// Tells the NAS how things are, when that is news.
+    fn report(&mut self, facts: &NodeFacts) {
+        let device = self.node.host.device(self.record.volume, self.record.assign.device);
+        let stuck = self.retry.why().map(str::to_owned);
+        let report = node::report(&self.record, facts, &device, stuck);
+        let due = match &self.last {
+            None => true,
+            Some((last, at)) => {
+                let quiet = |r: &Report| Report { progress: None, dirty: None, ..r.clone() };
+                let moved = last.progress != report.progress || last.dirty != report.dirty;
+                quiet(last) != quiet(&report) || (moved && at.elapsed() >= PROGRESS_EVERY) || at.elapsed() >= REPORT_EVERY
+            }
+        };
+        let over =
+            report.phase == NodePhase::Gone && !self.tell && self.last.as_ref().is_some_and(|(l, _)| l.phase == NodePhase::Gone);
+        if (due || self.tell) && !over {
+            self.tell = false;
+            self.node.post.send(&self.record.assign.nas, Body::Report(Box::new(report.clone())));
+            self.last = Some((report, Instant::now()));
+        }
+    }
+}
+
+fn ending(outcome: &node::PushOutcome) -> String {
+    match outcome {
+        node::PushOutcome::Sent { moved, .. } => format!("{moved} bytes sent"),
+        node::PushOutcome::Failed { why } => why.clone(),
+    }
+}
+
+fn verb(step: &NodeStep) -> String {
+    let text = format!("{step:?}");
+    text.split([' ', '{']).next().unwrap_or_default().to_owned()
+}

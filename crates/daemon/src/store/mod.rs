@@ -1,0 +1,52 @@
+//! The ledgers: what no host can show, in SQLite, durable before anything is done because of it.
+//!
+//! One file a role (`ledger.db`, WAL, `synchronous=FULL`, one writer), and beside it `journal.db`: steps and events for
+//! people, written without waiting for the disk because nothing is decided by them.
+
+mod journal;
+mod nas;
+mod node;
+
+pub use journal::Journal;
+pub use nas::NasStore;
+pub use node::NodeStore;
+
+use img_storage_model::Fault;
+use rusqlite::Connection;
+use std::path::Path;
+
+/// The version of the ledgers' tables.
+const VERSION: i64 = 1;
+
+/// Opens a database and checks that it is whole.
+fn open(path: &Path, sync: &str, schema: &str) -> Result<Connection, Fault> {
+    let damaged = |why: String| {
+        Fault::failed(format!("the ledger {} cannot be used: {why}", path.display()))
+            .next("nothing was changed; restore the file from a backup (sqlite3 FILE .recover may save what is left)")
+    };
+    let db = Connection::open(path).map_err(|e| damaged(e.to_string()))?;
+    let setup = || -> rusqlite::Result<(String, i64)> {
+        db.busy_timeout(std::time::Duration::from_secs(5))?;
+        db.pragma_update(None, "journal_mode", "WAL")?;
+        db.pragma_update(None, "synchronous", sync)?;
+        let whole = db.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
+        let version = db.query_row("PRAGMA user_version", [], |row| row.get(0))?;
+        Ok((whole, version))
+    };
+    let (whole, version) = setup().map_err(|e| damaged(e.to_string()))?;
+    if whole != "ok" {
+        return Err(damaged(whole));
+    }
+    if version > VERSION {
+        return Err(damaged(format!("it was written by a newer img-storage (version {version} of the tables)")));
+    }
+    db.execute_batch(schema)
+        .and_then(|()| db.pragma_update(None, "user_version", VERSION))
+        .map_err(|e| damaged(e.to_string()))?;
+    Ok(db)
+}
+
+/// An error while reading or writing a ledger.
+fn broken(what: &str, why: impl std::fmt::Display) -> Fault {
+    Fault::failed(format!("the ledger could not {what}: {why}")).next("see whether the disk is full or failing")
+}

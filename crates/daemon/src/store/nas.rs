@@ -1,0 +1,117 @@
+//! A NAS's ledger: its volumes and the answers it has given.
+
+use super::{broken, open};
+use img_storage_model::{Fault, RequestId, VolumeId, api::Answer, nas::VolumeRecord};
+use jiff::Timestamp;
+use rusqlite::{Connection, OptionalExtension as _, params};
+use std::{
+    path::Path,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+const SCHEMA: &str = "
+create table if not exists volume (id text primary key, pool text not null, name text not null, record text not null, unique (pool, name)) strict;
+create table if not exists answer (request text primary key, at integer not null, answer text not null) strict;
+create index if not exists answer_at on answer (at);
+";
+
+/// Answers are kept this long, in seconds; a front end asks again within minutes or never.
+const KEEP_ANSWERS: i64 = 24 * 3600;
+
+/// The ledger of a NAS.
+pub struct NasStore(Mutex<Connection>);
+
+/// An answer as it was given.
+pub type Given = Result<Box<Answer>, Fault>;
+
+impl NasStore {
+    /// Opens or makes the ledger.
+    ///
+    /// # Errors
+    /// When the file is damaged or cannot be written; it is left as it is.
+    pub fn open(path: &Path) -> Result<Self, Fault> {
+        open(path, "FULL", SCHEMA).map(|db| NasStore(Mutex::new(db)))
+    }
+
+    fn db(&self) -> MutexGuard<'_, Connection> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Every volume.
+    ///
+    /// # Errors
+    /// When the ledger cannot be read.
+    pub fn volumes(&self) -> Result<Vec<VolumeRecord>, Fault> {
+        let db = self.db();
+        let mut query = db.prepare("select record from volume order by pool, name").map_err(|e| broken("be read", e))?;
+        let rows = query.query_map([], |row| row.get::<_, String>(0)).map_err(|e| broken("be read", e))?;
+        rows.map(|row| {
+            let text = row.map_err(|e| broken("be read", e))?;
+            serde_json::from_str(&text).map_err(|e| broken("be understood", e))
+        })
+        .collect()
+    }
+
+    /// Makes a volume's row durable, whether it is new or not.
+    ///
+    /// # Errors
+    /// When the ledger cannot be written, or another volume has the pool and name.
+    pub fn put(&self, record: &VolumeRecord) -> Result<(), Fault> {
+        let text = serde_json::to_string(record).map_err(|e| broken("be written", e))?;
+        self.db()
+            .prepare_cached(
+                "insert into volume (id, pool, name, record) values (?1, ?2, ?3, ?4) on conflict (id) do update set record = excluded.record",
+            )
+            .and_then(|mut q| q.execute(params![record.id.to_string(), record.pool.as_str(), record.name.as_str(), text]))
+            .map(drop)
+            .map_err(|e| broken("be written", e))
+    }
+
+    /// Removes a volume's row, and in the same instant remembers the answer to who asked for that.
+    ///
+    /// # Errors
+    /// When the ledger cannot be written.
+    pub fn remove(&self, volume: VolumeId, asked: Option<RequestId>, now: Timestamp) -> Result<(), Fault> {
+        let mut db = self.db();
+        let mut all = || -> rusqlite::Result<()> {
+            let tx = db.transaction()?;
+            tx.execute("delete from volume where id = ?1", [volume.to_string()])?;
+            if let Some(request) = asked {
+                give(&tx, request, &Ok(Box::new(Answer::Deleted)), now)?;
+            }
+            tx.commit()
+        };
+        all().map_err(|e| broken("be written", e))
+    }
+
+    /// The answer that was given to a request, if it was.
+    ///
+    /// # Errors
+    /// When the ledger cannot be read.
+    pub fn answer(&self, request: RequestId) -> Result<Option<Given>, Fault> {
+        let text: Option<String> = self
+            .db()
+            .query_row("select answer from answer where request = ?1", [request.to_string()], |row| row.get(0))
+            .optional()
+            .map_err(|e| broken("be read", e))?;
+        text.map(|t| serde_json::from_str(&t).map_err(|e| broken("be understood", e))).transpose()
+    }
+
+    /// Remembers an answer before it is given.
+    ///
+    /// # Errors
+    /// When the ledger cannot be written.
+    pub fn remember(&self, request: RequestId, answer: &Given, now: Timestamp) -> Result<(), Fault> {
+        give(&self.db(), request, answer, now).map_err(|e| broken("be written", e))
+    }
+}
+
+fn give(db: &Connection, request: RequestId, answer: &Given, now: Timestamp) -> rusqlite::Result<()> {
+    let text = serde_json::to_string(answer).map_err(|e| rusqlite::Error::ToSqlConversionFailure(Box::new(e)))?;
+    db.execute("delete from answer where at < ?1", [now.as_second() - KEEP_ANSWERS])?;
+    db.execute(
+        "insert or ignore into answer (request, at, answer) values (?1, ?2, ?3)",
+        params![request.to_string(), now.as_second(), text],
+    )
+    .map(drop)
+}
