@@ -5,9 +5,14 @@
 
 pub mod bus;
 pub mod clock;
+pub mod config;
+pub mod frontend;
+pub mod layout;
 pub mod nas;
 pub mod node;
+pub mod pki;
 mod rate;
 mod retry;
+pub mod roles;
 pub mod store;
 pub mod tasks;

@@ -1,0 +1,98 @@
+//! The configuration file: TOML, every key known, every value checked before anything starts.
+
+use img_storage_model::{Fault, HostName, Interval, PoolName};
+use serde::Deserialize;
+use std::path::{Path, PathBuf};
+
+/// What can be configured; command-line options win over it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// How old the NAS's copy of a volume may get while its node has newer writes.
+    pub frequency: Option<Interval>,
+    /// The front end.
+    #[serde(default)]
+    pub frontend: Frontend,
+    /// The NAS.
+    #[serde(default)]
+    pub nas: Nas,
+    /// Every node.
+    #[serde(default)]
+    pub vm: Vm,
+}
+
+/// `[frontend]`
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Frontend {
+    /// Its name on the bus.
+    pub name: Option<HostName>,
+}
+
+/// `[nas]`
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Nas {
+    /// Its name on the bus.
+    pub name: Option<HostName>,
+    /// The address its exports listen on and nodes connect to.
+    pub address: Option<std::net::IpAddr>,
+    /// Its pools: name to directory. Without any, one named `tank` under the state directory.
+    #[serde(default)]
+    pub pools: std::collections::BTreeMap<PoolName, PathBuf>,
+}
+
+/// `[vm]`
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Vm {
+    /// How many nodes `up` runs.
+    pub nodes: Option<u16>,
+    /// The directory for local copies; without it, one under the state directory.
+    pub pool: Option<PathBuf>,
+}
+
+impl Config {
+    /// Reads a file; without one, the defaults.
+    ///
+    /// # Errors
+    /// [`img_storage_model::FaultKind::Invalid`], with the line, for a file that cannot be read or has an unknown key or a bad value.
+    pub fn read(path: Option<&Path>) -> Result<Self, Fault> {
+        let Some(path) = path else { return Ok(Self::default()) };
+        let text = std::fs::read_to_string(path).map_err(|e| Fault::invalid(format!("the configuration {} cannot be read: {e}", path.display())))?;
+        toml::from_str(&text).map_err(|e| {
+            Fault::invalid(format!("the configuration {} is not right: {}", path.display(), e.to_string().trim()))
+                .next("nothing was started; the keys are described in docs/configuration.md")
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn read(text: &str) -> Result<Config, Fault> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("c.toml");
+        std::fs::write(&path, text).unwrap();
+        Config::read(Some(&path))
+    }
+
+    #[test]
+    fn unknown_keys_and_bad_values_name_the_line() {
+        for bad in ["frequncy = \"60s\"", "frequency = \"often\"", "[nas]\nadress = \"127.0.0.1\"", "[nas.pools]\n\"a/b\" = \"/x\"", "[vm]\nnodes = -1"] {
+            let fault = read(bad).unwrap_err();
+            assert!(fault.message.contains("line"), "{bad}: {fault}");
+        }
+        let good = read("frequency = \"5m\"\n[nas.pools]\ntank = \"/srv/tank\"\n[vm]\nnodes = 3\n").unwrap();
+        assert_eq!((good.frequency.unwrap().to_string(), good.nas.pools.len(), good.vm.nodes), ("5m".to_owned(), 1, Some(3)));
+    }
+
+    proptest! {
+        #[test]
+        fn no_text_makes_it_panic(text in ".{0,200}") {
+            let _ = toml::from_str::<Config>(&text);
+        }
+    }
+}

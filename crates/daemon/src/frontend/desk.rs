@@ -1,0 +1,273 @@
+//! Asks the NASes on behalf of an operator, and knows which hosts there are.
+
+use super::transfers::Transfers;
+use crate::{
+    bus::{Delivery, Member, Post},
+    clock::{Clock, Ids},
+    tasks::{Running, Tasks},
+};
+use img_storage_model::{
+    Fault, HostName, PoolName, RequestId, Selector,
+    api::{Answer, HostView, Request, VolumeView},
+    messages::{Body, Envelope, Hello, Role, VERSION},
+};
+use jiff::Timestamp;
+use std::{
+    collections::BTreeMap,
+    path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+use tokio::{
+    sync::{mpsc, oneshot},
+    task::JoinSet,
+    time::{Instant, timeout},
+};
+
+/// A question is sent again this often until it is answered; the NAS answers it once.
+const ASK_AGAIN: Duration = Duration::from_secs(2);
+/// A NAS may take so long to list its volumes.
+const LIST_WITHIN: Duration = Duration::from_secs(10);
+/// A host not heard of for so long is away.
+const AWAY_AFTER: i64 = 15;
+
+struct Known {
+    hello: Hello,
+    heard: Timestamp,
+    away: bool,
+}
+
+type Answered = Result<Box<Answer>, Fault>;
+
+/// The front end's place on the bus.
+pub struct Desk {
+    pub(super) post: Post,
+    pub(super) clock: Clock,
+    ids: Ids,
+    pub(super) tasks: Tasks,
+    pub(super) transfers: Transfers,
+    pub(super) credentials: PathBuf,
+    started: Timestamp,
+    hosts: Mutex<BTreeMap<HostName, Known>>,
+    waiting: Mutex<BTreeMap<RequestId, Vec<oneshot::Sender<Answered>>>>,
+}
+
+impl Desk {
+    /// Starts the front end's side of the bus; `credentials` are its certificates, for moving images.
+    pub fn start(member: Member, clock: Clock, ids: Ids, credentials: PathBuf) -> (Arc<Self>, Running) {
+        let tasks = Tasks::default();
+        let desk = Arc::new(Desk {
+            post: member.post,
+            clock,
+            ids,
+            tasks: tasks.clone(),
+            transfers: Transfers::default(),
+            credentials,
+            started: clock.now(),
+            hosts: Mutex::default(),
+            waiting: Mutex::default(),
+        });
+        tasks.spawn(Arc::clone(&desk).receive(member.inbox));
+        (desk, Running::new(tasks))
+    }
+
+    fn known(&self) -> MutexGuard<'_, BTreeMap<HostName, Known>> {
+        self.hosts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn receive(self: Arc<Self>, mut inbox: mpsc::UnboundedReceiver<Delivery>) {
+        while let Some(delivery) = inbox.recv().await {
+            match delivery {
+                Delivery::Message(Envelope { v: VERSION, from, body, .. }) => match body {
+                    Body::Hello(hello) => self.heard(from, hello),
+                    Body::Answer { id, answer } => self.answered(id, &answer),
+                    _ => tracing::warn!(%from, "a message that is not for a front end was dropped"),
+                },
+                Delivery::Message(message) => tracing::warn!(from = %message.from, "a message of version {} was dropped", message.v),
+                Delivery::Unroutable(message) => {
+                    if let Some(host) = self.known().get_mut(&message.to) {
+                        host.away = true;
+                    }
+                    if let Body::Request { id, .. } = message.body {
+                        let fault = Fault::unreachable(format!("{} is not connected", message.to))
+                            .next("nothing was changed by this; start its daemon, or see img-storage hosts");
+                        self.answered(id, &Err(fault));
+                    }
+                }
+            }
+        }
+    }
+
+    fn heard(&self, from: HostName, hello: Hello) {
+        let known = Known { heard: self.clock.now(), away: false, hello };
+        let new = known.hello.started;
+        let role = known.hello.role;
+        let before = self.known().insert(from.clone(), known);
+        if role == Role::Nas && before.is_none_or(|b| b.hello.started != new) {
+            // It learns of this front end, and whether that was restarted in the middle of something.
+            let hello = Hello {
+                role: Role::Frontend,
+                version: env!("CARGO_PKG_VERSION").to_owned(),
+                pools: Vec::new(),
+                planes: Vec::new(),
+                started: self.started,
+                reply: false,
+            };
+            self.post.send(&from, Body::Hello(hello));
+        }
+    }
+
+    fn answered(&self, id: RequestId, answer: &Answered) {
+        let waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
+        for asker in waiting.into_iter().flatten() {
+            // An asker whose deadline passed is gone.
+            let _ = asker.send(answer.clone());
+        }
+    }
+
+    /// A fresh request id.
+    pub fn id(&self) -> RequestId {
+        RequestId(self.ids.fresh(self.clock.now()))
+    }
+
+    /// Asks a NAS, again and again until it answers or the deadline passes.
+    ///
+    /// # Errors
+    /// What the NAS says; [`img_storage_model::FaultKind::Unreachable`] when it is not there;
+    /// [`img_storage_model::FaultKind::Unfinished`] at the deadline, and then it goes on.
+    pub async fn ask(&self, nas: &HostName, id: RequestId, request: Request, deadline: Duration) -> Result<Answer, Fault> {
+        let until = Instant::now() + deadline;
+        let (sender, mut answer) = oneshot::channel();
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner).entry(id).or_default().push(sender);
+        loop {
+            self.post.send(nas, Body::Request { id, request: Box::new(request.clone()) });
+            let left = until.saturating_duration_since(Instant::now());
+            match timeout(left.min(ASK_AGAIN), &mut answer).await {
+                Ok(Ok(answer)) => return answer.map(|a| *a),
+                Ok(Err(_)) => return Err(Fault::failed("the front end is ending")),
+                Err(_) if Instant::now() < until => {}
+                Err(_) => {
+                    return Err(Fault::unfinished(format!("not done within {} s; {nas} goes on with it", deadline.as_secs()))
+                        .next("see how far it is: img-storage status"));
+                }
+            }
+        }
+    }
+
+    fn nases(&self) -> Vec<HostName> {
+        self.known().iter().filter(|(_, k)| k.hello.role == Role::Nas).map(|(name, _)| name.clone()).collect()
+    }
+
+    /// Volumes of every NAS that answers, by NAS, pool and name; those being filled with their progress.
+    ///
+    /// # Errors
+    /// [`img_storage_model::FaultKind::Unreachable`] when no NAS answers.
+    pub async fn volumes(self: &Arc<Self>, selector: Option<&Selector>) -> Result<Vec<VolumeView>, Fault> {
+        let nases = self.nases();
+        if nases.is_empty() {
+            return Err(Fault::unreachable("no NAS is connected").next("start one: img-storage nas, or img-storage up for everything"));
+        }
+        let mut asked = JoinSet::new();
+        let count = nases.len();
+        for nas in nases {
+            let (desk, selector) = (Arc::clone(self), selector.cloned());
+            asked.spawn(async move { desk.ask(&nas, desk.id(), Request::Find { selector }, LIST_WITHIN).await });
+        }
+        let (mut volumes, mut faults) = (Vec::new(), Vec::new());
+        while let Some(answer) = asked.join_next().await {
+            match answer {
+                Ok(Ok(Answer::Volumes { volumes: some })) => volumes.extend(some),
+                Ok(Ok(_)) => faults.push(Fault::failed("a NAS gave an answer to another question")),
+                Ok(Err(fault)) => faults.push(fault),
+                Err(why) => faults.push(Fault::failed(why.to_string())),
+            }
+        }
+        if faults.len() == count {
+            return Err(faults.swap_remove(0));
+        }
+        for fault in faults {
+            tracing::warn!("volumes are missing from a list: {fault}");
+        }
+        volumes.sort_by(|a: &VolumeView, b| (&a.nas, &a.pool, &a.name).cmp(&(&b.nas, &b.pool, &b.name)));
+        for volume in &mut volumes {
+            self.transfers.overlay(volume);
+        }
+        Ok(volumes)
+    }
+
+    /// The one volume that matches.
+    ///
+    /// # Errors
+    /// [`img_storage_model::FaultKind::NotFound`] (with the reason, when its import failed just now), or
+    /// [`img_storage_model::FaultKind::Invalid`] naming the candidates when several match.
+    pub async fn one(self: &Arc<Self>, selector: &Selector) -> Result<VolumeView, Fault> {
+        let mut found = self.volumes(Some(selector)).await?;
+        match found.len() {
+            1 => Ok(found.swap_remove(0)),
+            0 => match self.transfers.failed_import(selector) {
+                Some(fault) => Err(fault),
+                None => Err(Fault::not_found(format!("there is no volume {selector}")).next("see img-storage list")),
+            },
+            _ => {
+                let names: Vec<String> = found.iter().map(VolumeView::full_name).collect();
+                Err(Fault::invalid(format!("{selector} can be any of {}", names.join(", "))).next("name it more fully"))
+            }
+        }
+    }
+
+    /// The NAS that a new volume goes to.
+    ///
+    /// # Errors
+    /// When none is there, or it is not clear which.
+    pub async fn nas_for_new(&self, nas: Option<&HostName>, pool: Option<&PoolName>) -> Result<HostName, Fault> {
+        let known = self.known();
+        let nases = known.iter().filter(|(name, k)| k.hello.role == Role::Nas && nas.is_none_or(|n| n == *name));
+        let fits = |k: &Known| pool.is_none_or(|p| k.hello.pools.iter().any(|q| q.name == p.as_str()));
+        let fitting: Vec<&HostName> = nases.clone().filter(|(_, k)| fits(k)).map(|(name, _)| name).collect();
+        match (fitting.as_slice(), nas, pool) {
+            ([one], _, _) => Ok((*one).clone()),
+            ([], Some(nas), Some(pool)) if nases.count() > 0 => Err(Fault::not_found(format!("{nas} has no pool {pool}"))),
+            ([], Some(nas), _) => Err(Fault::not_found(format!("there is no NAS {nas}")).next("see img-storage hosts")),
+            ([], None, Some(pool)) if nases.count() > 0 => {
+                Err(Fault::not_found(format!("no NAS has a pool {pool}")).next("see img-storage hosts"))
+            }
+            ([], None, _) => Err(Fault::unreachable("no NAS is connected").next("start one: img-storage nas, or img-storage up")),
+            (many, _, _) => {
+                let names: Vec<&str> = many.iter().map(|n| n.as_str()).collect();
+                Err(Fault::invalid(format!("it could go to any of {}", names.join(", "))).next("name the NAS: NAS:POOL/NAME"))
+            }
+        }
+    }
+
+    /// Every host that was ever heard of.
+    pub async fn hosts(self: &Arc<Self>) -> Vec<HostView> {
+        let volumes = self.volumes(None).await.unwrap_or_default();
+        let now = self.clock.now();
+        let me = HostView {
+            name: self.post.name().clone(),
+            role: Role::Frontend,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            planes: Vec::new(),
+            pools: Vec::new(),
+            heard: 0,
+            away: false,
+            volumes: 0,
+        };
+        let known = self.known();
+        let others = known.iter().map(|(name, k)| {
+            let heard = now.duration_since(k.heard).as_secs();
+            let on_it = |v: &&VolumeView| v.nas == *name || v.node.as_ref() == Some(name);
+            HostView {
+                name: name.clone(),
+                role: k.hello.role,
+                version: k.hello.version.clone(),
+                planes: k.hello.planes.clone(),
+                pools: k.hello.pools.clone(),
+                heard: u64::try_from(heard).unwrap_or(0),
+                away: k.away || heard > AWAY_AFTER,
+                volumes: volumes.iter().filter(on_it).count() as u64,
+            }
+        });
+        std::iter::once(me).chain(others).collect()
+    }
+}

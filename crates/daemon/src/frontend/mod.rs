@@ -1,0 +1,9 @@
+//! The front end: what the operator's commands talk to.
+//!
+//! [`desk`] speaks to the NASes over the bus, and moves images between files and volumes ([`transfers`]).
+
+mod desk;
+mod transfers;
+
+pub use desk::Desk;
+pub use transfers::{TransferId, TransferView};

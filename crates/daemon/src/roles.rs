@@ -1,0 +1,210 @@
+//! The roles, each on its own or all in one process.
+//!
+//! A role gets its ledger, its host verbs and a place on the bus, and knows nothing of who else shares its process.
+
+use crate::{
+    bus::{self, Exchange, Member},
+    clock::{Clock, Ids},
+    config::Config,
+    frontend::{Desk, http},
+    layout::{Layout, Lock},
+    nas::{self, Nas},
+    node::{self, Node},
+    pki::Pki,
+    store::{Journal, NasStore, NodeStore},
+    tasks::Running,
+};
+use img_storage_host::qemu::{NasSetup, NodeSetup, QemuNas, QemuNode};
+use img_storage_model::{Fault, HostName, Interval, PoolName};
+use std::{
+    collections::BTreeMap,
+    fs,
+    net::{IpAddr, Ipv4Addr},
+    os::unix::fs::PermissionsExt as _,
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
+use tokio::{
+    net::UnixListener,
+    signal::unix::{SignalKind, signal},
+};
+
+/// The longest a step may take before it is given up and looked at again.
+const STEP_DEADLINE: Duration = Duration::from_secs(60);
+/// How old the NAS's copy may get when nothing is configured, in seconds.
+const FREQUENCY: u64 = 60;
+/// How many nodes `up` runs when nothing is configured.
+const NODES: u16 = 2;
+
+/// What `up` is told.
+#[derive(Clone, Debug)]
+pub struct UpOptions {
+    /// The state directory.
+    pub dir: PathBuf,
+    /// How many nodes to run.
+    pub nodes: Option<u16>,
+    /// How old the NAS's copy may get.
+    pub frequency: Option<Interval>,
+    /// A configuration file.
+    pub config: Option<PathBuf>,
+}
+
+/// What a single role is told.
+#[derive(Clone, Debug)]
+pub struct RoleOptions {
+    /// The state directory.
+    pub dir: PathBuf,
+    /// The host's name.
+    pub name: Option<HostName>,
+    /// The socket of the bus; without it, the one in the state directory.
+    pub bus: Option<PathBuf>,
+    /// How old the NAS's copy may get.
+    pub frequency: Option<Interval>,
+    /// A configuration file.
+    pub config: Option<PathBuf>,
+}
+
+fn named(given: Option<&HostName>, configured: Option<&HostName>, default: &str) -> Result<HostName, Fault> {
+    given.or(configured).map_or_else(|| HostName::new(default), |name| Ok(name.clone()))
+}
+
+fn frontend_name(config: &Config) -> Result<HostName, Fault> {
+    named(None, config.frontend.name.as_ref(), "frontend")
+}
+
+fn start_nas(
+    layout: &Layout,
+    config: &Config,
+    frequency: Option<Interval>,
+    name: &HostName,
+    pki: &Pki,
+    member: Member,
+) -> Result<Running, Fault> {
+    let dir = layout.host(name)?;
+    let tank = || Ok::<_, Fault>(BTreeMap::from([(PoolName::new("tank")?, layout.pools(name).join("tank"))]));
+    let pools = if config.nas.pools.is_empty() { tank()? } else { config.nas.pools.clone() };
+    let address = config.nas.address.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
+    let setup = NasSetup { name: name.clone(), pools, run_dir: dir.join("run"), certificates: pki.host(name)?, address };
+    let host = QemuNas::new(setup).map_err(|e| Fault::failed(e.to_string()))?;
+    let settings = nas::Config {
+        frontend: frontend_name(config)?,
+        address: address.to_string(),
+        frequency: frequency.or(config.frequency).map_or_else(|| Interval::seconds(FREQUENCY), Ok)?,
+        step_deadline: STEP_DEADLINE,
+    };
+    let store = NasStore::open(&dir.join("ledger.db"))?;
+    let journal = Journal::open(&dir.join("journal.db"))?;
+    Nas::start(settings, Arc::new(host), store, journal, member, Clock::System, Ids::random())
+}
+
+fn start_node(layout: &Layout, config: &Config, name: &HostName, pki: &Pki, member: Member) -> Result<Running, Fault> {
+    let dir = layout.host(name)?;
+    let pool = config.vm.pool.clone().map_or_else(|| dir.join("pool"), |pool| pool.join(name.as_str()));
+    let setup = NodeSetup { name: name.clone(), pool, run_dir: dir.join("run"), certificates: pki.host(name)? };
+    let host = QemuNode::new(setup).map_err(|e| Fault::failed(e.to_string()))?;
+    let settings = node::Config { frontend: frontend_name(config)?, step_deadline: STEP_DEADLINE };
+    let store = NodeStore::open(&dir.join("ledger.db"))?;
+    let journal = Journal::open(&dir.join("journal.db"))?;
+    Node::start(settings, Arc::new(host), store, journal, member, Clock::System)
+}
+
+/// The front end's part of a process.
+struct Front {
+    _desk: Running,
+    _bus: tokio::task::JoinHandle<()>,
+    _http: tokio::task::JoinHandle<()>,
+}
+
+async fn start_frontend(layout: &Layout, name: &HostName, pki: &Pki, exchange: &Arc<Exchange>) -> Result<Front, Fault> {
+    let member = exchange.join(name)?;
+    let (desk, running) = Desk::start(member, Clock::System, Ids::random(), pki.host(name)?);
+    let socket = layout.bus_socket();
+    // The directory is locked by this process: a socket that is there is a dead one's.
+    let _ = fs::remove_file(&socket);
+    let bad = |e: std::io::Error| Fault::failed(format!("the bus socket {} cannot be served: {e}", socket.display()));
+    let listener = UnixListener::bind(&socket).map_err(bad)?;
+    fs::set_permissions(&socket, fs::Permissions::from_mode(0o600)).map_err(bad)?;
+    let bus = tokio::spawn(bus::socket::serve(Arc::clone(exchange), listener));
+    let http = http::serve(desk, &layout.api_socket()).await?;
+    Ok(Front { _desk: running, _bus: bus, _http: http })
+}
+
+/// Waits for SIGINT or SIGTERM.
+async fn until_told(what: &str) -> Result<(), Fault> {
+    let bad = |e: std::io::Error| Fault::failed(format!("signals cannot be received: {e}"));
+    let (mut int, mut term) = (signal(SignalKind::interrupt()).map_err(bad)?, signal(SignalKind::terminate()).map_err(bad)?);
+    tokio::select! { _ = int.recv() => {}, _ = term.recv() => {} }
+    tracing::info!("{what} ends; guests and their devices go on without it, and it takes them up again at its next start");
+    Ok(())
+}
+
+/// Runs every role on this machine, with the embedded bus, until SIGINT or SIGTERM.
+///
+/// # Errors
+/// When the directory is in use, a ledger is damaged, the configuration is wrong or something cannot be made. Nothing was
+/// changed then.
+pub async fn up(options: UpOptions) -> Result<(), Fault> {
+    let config = Config::read(options.config.as_deref())?;
+    let layout = Layout::new(&options.dir)?;
+    let _lock = Lock::take(layout.dir())?;
+    let pki = Pki::open(&layout.pki())?;
+    let exchange = Exchange::new();
+    let nas_name = named(None, config.nas.name.as_ref(), "nas-0-0")?;
+    let mut running = vec![start_nas(&layout, &config, options.frequency, &nas_name, &pki, exchange.join(&nas_name)?)?];
+    let nodes = options.nodes.or(config.vm.nodes).unwrap_or(NODES);
+    for n in 0..nodes {
+        let name = HostName::new(format!("compute-0-{n}"))?;
+        running.push(start_node(&layout, &config, &name, &pki, exchange.join(&name)?)?);
+    }
+    let _front = start_frontend(&layout, &frontend_name(&config)?, &pki, &exchange).await?;
+    tracing::info!("ready: {nas_name}, {nodes} nodes, state in {}", layout.dir().display());
+    until_told("img-storage up").await
+}
+
+/// Runs the front end alone; it serves the bus for the other roles.
+///
+/// # Errors
+/// As [`up`].
+pub async fn frontend(options: RoleOptions) -> Result<(), Fault> {
+    let config = Config::read(options.config.as_deref())?;
+    let layout = Layout::new(&options.dir)?;
+    let _lock = Lock::take(layout.dir())?;
+    let pki = Pki::open(&layout.pki())?;
+    let name = named(options.name.as_ref(), config.frontend.name.as_ref(), "frontend")?;
+    let _front = start_frontend(&layout, &name, &pki, &Exchange::new()).await?;
+    tracing::info!("ready: {name}, state in {}", layout.dir().display());
+    until_told("the front end").await
+}
+
+/// Runs a NAS alone.
+///
+/// # Errors
+/// As [`up`]; and when another daemon has its name.
+pub async fn nas(options: RoleOptions) -> Result<(), Fault> {
+    let config = Config::read(options.config.as_deref())?;
+    let layout = Layout::new(&options.dir)?;
+    let name = named(options.name.as_ref(), config.nas.name.as_ref(), "nas-0-0")?;
+    let _lock = Lock::take(&layout.host(&name)?)?;
+    let pki = Pki::open(&layout.pki())?;
+    let member = bus::socket::join(&options.bus.unwrap_or_else(|| layout.bus_socket()), &name).await?;
+    let _running = start_nas(&layout, &config, options.frequency, &name, &pki, member)?;
+    tracing::info!("ready: {name}, state in {}", layout.dir().display());
+    until_told("the NAS daemon").await
+}
+
+/// Runs a node alone.
+///
+/// # Errors
+/// As [`up`]; and when another daemon has its name.
+pub async fn vm(options: RoleOptions) -> Result<(), Fault> {
+    let config = Config::read(options.config.as_deref())?;
+    let layout = Layout::new(&options.dir)?;
+    let name = named(options.name.as_ref(), None, "compute-0-0")?;
+    let _lock = Lock::take(&layout.host(&name)?)?;
+    let pki = Pki::open(&layout.pki())?;
+    let member = bus::socket::join(&options.bus.unwrap_or_else(|| layout.bus_socket()), &name).await?;
+    let _running = start_node(&layout, &config, &name, &pki, member)?;
+    tracing::info!("ready: {name}, state in {}", layout.dir().display());
+    until_told("the node daemon").await
+}
