@@ -17,7 +17,7 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::process::{Child, Command};
 
 /// What is kept of a program's standard output; the rest is read and dropped.
-pub const STDOUT_LIMIT: usize = 4 << 20;
+pub const STDOUT_LIMIT: usize = 64 << 20;
 /// What is kept of the end of a program's standard error.
 pub const STDERR_LIMIT: usize = 16 << 10;
 
@@ -111,18 +111,50 @@ fn tail(stderr: &str) -> String {
 }
 
 /// Runs `program` to its end and returns what it printed; a status other than success is an error.
+///
+/// # Errors
+/// Naming the command, how it ended and the last lines of its standard error.
 pub async fn run<A: AsRef<OsStr>>(program: impl AsRef<Path>, args: &[A], deadline: Duration) -> Result<Output, ExecError> {
     run_watched(program, args, deadline, |_| {}).await
 }
 
+/// As [`run`], for programs whose exit status is an answer.
+///
+/// # Errors
+/// When it did not start or did not end in time.
+pub async fn run_to_status<A: AsRef<OsStr>>(
+    program: impl AsRef<Path>,
+    args: &[A],
+    deadline: Duration,
+) -> Result<(ExitStatus, Output), ExecError> {
+    finish(program.as_ref(), args, deadline, |_| {}).await
+}
+
 /// As [`run`]; `watch` sees each piece of standard output as it arrives (for programs that print their progress).
+///
+/// # Errors
+/// As [`run`].
 pub async fn run_watched<A: AsRef<OsStr>>(
     program: impl AsRef<Path>,
     args: &[A],
     deadline: Duration,
-    mut watch: impl FnMut(&[u8]),
+    watch: impl FnMut(&[u8]),
 ) -> Result<Output, ExecError> {
     let program = program.as_ref();
+    let (status, output) = finish(program, args, deadline, watch).await?;
+    if status.success() {
+        Ok(output)
+    } else {
+        Err(ExecError::Failed { command: CommandLine::new(program, args), status, stderr: output.stderr })
+    }
+}
+
+async fn finish<A: AsRef<OsStr>>(
+    program: &Path,
+    args: &[A],
+    deadline: Duration,
+    mut watch: impl FnMut(&[u8]),
+) -> Result<(ExitStatus, Output), ExecError> {
     let command = CommandLine::new(program, args);
     let mut child = Command::new(program)
         .args(args)
@@ -155,11 +187,7 @@ pub async fn run_watched<A: AsRef<OsStr>>(
         Ok(Err(source)) => Err(ExecError::Lost { command, source }),
         Ok(Ok(status)) => {
             group.ended();
-            if status.success() {
-                Ok(Output { stdout: kept, truncated, stderr })
-            } else {
-                Err(ExecError::Failed { command, status, stderr })
-            }
+            Ok((status, Output { stdout: kept, truncated, stderr }))
         }
     }
 }

@@ -3,7 +3,10 @@
 //! What to do is decided in `img-storage-model`; here is how. The two traits exist because each has a second
 //! implementation, [`sim`]: the same verbs in memory, which the simulation's tests run the real daemons on.
 
+pub mod digest;
 pub mod exec;
+pub mod image;
+pub mod nbd;
 pub mod qmp;
 pub mod qsd;
 
