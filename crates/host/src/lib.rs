@@ -3,6 +3,13 @@
 //! What to do is decided in `img-storage-model`; here is how. The two traits exist because each has a second
 //! implementation, [`sim`]: the same verbs in memory, which the simulation's tests run the real daemons on.
 
+pub mod digest;
+pub mod exec;
+pub mod image;
+pub mod nbd;
+pub mod qmp;
+pub mod qsd;
+
 use img_storage_model::{
     PoolName, VolumeId, VolumeName,
     messages::{DeviceKind, Holder, PoolReport},
