@@ -59,7 +59,8 @@ impl Config {
     /// [`img_storage_model::FaultKind::Invalid`], with the line, for a file that cannot be read or has an unknown key or a bad value.
     pub fn read(path: Option<&Path>) -> Result<Self, Fault> {
         let Some(path) = path else { return Ok(Self::default()) };
-        let text = std::fs::read_to_string(path).map_err(|e| Fault::invalid(format!("the configuration {} cannot be read: {e}", path.display())))?;
+        let text = std::fs::read_to_string(path)
+            .map_err(|e| Fault::invalid(format!("the configuration {} cannot be read: {e}", path.display())))?;
         toml::from_str(&text).map_err(|e| {
             Fault::invalid(format!("the configuration {} is not right: {}", path.display(), e.to_string().trim()))
                 .next("nothing was started; the keys are described in docs/configuration.md")
@@ -81,7 +82,13 @@ mod tests {
 
     #[test]
     fn unknown_keys_and_bad_values_name_the_line() {
-        for bad in ["frequncy = \"60s\"", "frequency = \"often\"", "[nas]\nadress = \"127.0.0.1\"", "[nas.pools]\n\"a/b\" = \"/x\"", "[vm]\nnodes = -1"] {
+        for bad in [
+            "frequncy = \"60s\"",
+            "frequency = \"often\"",
+            "[nas]\nadress = \"127.0.0.1\"",
+            "[nas.pools]\n\"a/b\" = \"/x\"",
+            "[vm]\nnodes = -1",
+        ] {
             let fault = read(bad).unwrap_err();
             assert!(fault.message.contains("line"), "{bad}: {fault}");
         }

@@ -66,7 +66,8 @@ fn make(dir: &Path) -> Result<(), Fault> {
 }
 
 fn bad(path: &Path, why: impl std::fmt::Display) -> Fault {
-    Fault::failed(format!("{} cannot be used: {why}", path.display())).next("choose another directory with --dir, or mend its permissions")
+    Fault::failed(format!("{} cannot be used: {why}", path.display()))
+        .next("choose another directory with --dir, or mend its permissions")
 }
 
 /// Holds a directory for one process.
@@ -80,7 +81,8 @@ impl Lock {
     pub fn take(dir: &Path) -> Result<Self, Fault> {
         let path = dir.join("lock");
         let mut options = fs::OpenOptions::new();
-        let mut file = options.read(true).write(true).create(true).truncate(false).mode(0o600).open(&path).map_err(|e| bad(&path, e))?;
+        let mut file =
+            options.read(true).write(true).create(true).truncate(false).mode(0o600).open(&path).map_err(|e| bad(&path, e))?;
         match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => {}
             Err(rustix::io::Errno::WOULDBLOCK) => {

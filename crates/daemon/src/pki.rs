@@ -5,8 +5,8 @@
 
 use img_storage_model::{Fault, HostName};
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
-    date_time_ymd,
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose, date_time_ymd,
 };
 use std::{
     fs,
@@ -20,6 +20,8 @@ pub const ORGANISATION: &str = "img-storage";
 
 /// The certificates of a machine, under one directory.
 pub struct Pki {
+    /// Held while certificates may be made: roles may start at the same time.
+    _lock: fs::File,
     dir: PathBuf,
     issuer: Issuer<'static, KeyPair>,
 }
@@ -32,8 +34,10 @@ impl Pki {
     pub fn open(dir: &Path) -> Result<Self, Fault> {
         let key_file = dir.join("ca-key.pem");
         let cert_file = dir.join("ca-cert.pem");
+        make_dir(dir)?;
+        let lock = fs::File::create(dir.join("lock")).map_err(|e| bad(dir, e))?;
+        rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).map_err(|e| bad(dir, e))?;
         if !cert_file.exists() {
-            make_dir(dir)?;
             let key = KeyPair::generate().map_err(|e| bad(dir, e))?;
             let params = ca_params();
             let cert = params.self_signed(&key).map_err(|e| bad(dir, e))?;
@@ -43,7 +47,7 @@ impl Pki {
         }
         let text = fs::read_to_string(&key_file).map_err(|e| bad(&key_file, e))?;
         let key = KeyPair::from_pem(&text).map_err(|e| bad(&key_file, e))?;
-        Ok(Pki { dir: dir.to_owned(), issuer: Issuer::new(ca_params(), key) })
+        Ok(Pki { _lock: lock, dir: dir.to_owned(), issuer: Issuer::new(ca_params(), key) })
     }
 
     /// The credentials directory of a host, made when it is not there.
@@ -104,6 +108,7 @@ fn make_dir(dir: &Path) -> Result<(), Fault> {
 }
 
 fn write(path: &Path, text: &str, mode: u32) -> Result<(), Fault> {
-    let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(path).map_err(|e| bad(path, e))?;
+    let mut file =
+        fs::OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(path).map_err(|e| bad(path, e))?;
     file.write_all(text.as_bytes()).and_then(|()| file.sync_all()).map_err(|e| bad(path, e))
 }

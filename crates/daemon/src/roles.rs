@@ -158,6 +158,7 @@ pub async fn up(options: UpOptions) -> Result<(), Fault> {
         running.push(start_node(&layout, &config, &name, &pki, exchange.join(&name)?)?);
     }
     let _front = start_frontend(&layout, &frontend_name(&config)?, &pki, &exchange).await?;
+    drop(pki);
     tracing::info!("ready: {nas_name}, {nodes} nodes, state in {}", layout.dir().display());
     until_told("img-storage up").await
 }
@@ -173,6 +174,7 @@ pub async fn frontend(options: RoleOptions) -> Result<(), Fault> {
     let pki = Pki::open(&layout.pki())?;
     let name = named(options.name.as_ref(), config.frontend.name.as_ref(), "frontend")?;
     let _front = start_frontend(&layout, &name, &pki, &Exchange::new()).await?;
+    drop(pki);
     tracing::info!("ready: {name}, state in {}", layout.dir().display());
     until_told("the front end").await
 }
@@ -189,6 +191,7 @@ pub async fn nas(options: RoleOptions) -> Result<(), Fault> {
     let pki = Pki::open(&layout.pki())?;
     let member = bus::socket::join(&options.bus.unwrap_or_else(|| layout.bus_socket()), &name).await?;
     let _running = start_nas(&layout, &config, options.frequency, &name, &pki, member)?;
+    drop(pki);
     tracing::info!("ready: {name}, state in {}", layout.dir().display());
     until_told("the NAS daemon").await
 }
@@ -205,6 +208,7 @@ pub async fn vm(options: RoleOptions) -> Result<(), Fault> {
     let pki = Pki::open(&layout.pki())?;
     let member = bus::socket::join(&options.bus.unwrap_or_else(|| layout.bus_socket()), &name).await?;
     let _running = start_node(&layout, &config, &name, &pki, member)?;
+    drop(pki);
     tracing::info!("ready: {name}, state in {}", layout.dir().display());
     until_told("the node daemon").await
 }

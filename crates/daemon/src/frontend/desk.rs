@@ -15,7 +15,7 @@ use jiff::Timestamp;
 use std::{
     collections::BTreeMap,
     path::PathBuf,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     time::Duration,
 };
 use tokio::{
@@ -41,6 +41,7 @@ type Answered = Result<Box<Answer>, Fault>;
 
 /// The front end's place on the bus.
 pub struct Desk {
+    me: Weak<Desk>,
     pub(super) post: Post,
     pub(super) clock: Clock,
     ids: Ids,
@@ -56,7 +57,8 @@ impl Desk {
     /// Starts the front end's side of the bus; `credentials` are its certificates, for moving images.
     pub fn start(member: Member, clock: Clock, ids: Ids, credentials: PathBuf) -> (Arc<Self>, Running) {
         let tasks = Tasks::default();
-        let desk = Arc::new(Desk {
+        let desk = Arc::new_cyclic(|me| Desk {
+            me: me.clone(),
             post: member.post,
             clock,
             ids,
@@ -83,7 +85,9 @@ impl Desk {
                     Body::Answer { id, answer } => self.answered(id, &answer),
                     _ => tracing::warn!(%from, "a message that is not for a front end was dropped"),
                 },
-                Delivery::Message(message) => tracing::warn!(from = %message.from, "a message of version {} was dropped", message.v),
+                Delivery::Message(message) => {
+                    tracing::warn!(from = %message.from, "a message of version {} was dropped", message.v)
+                }
                 Delivery::Unroutable(message) => {
                     if let Some(host) = self.known().get_mut(&message.to) {
                         host.away = true;
@@ -162,15 +166,17 @@ impl Desk {
     ///
     /// # Errors
     /// [`img_storage_model::FaultKind::Unreachable`] when no NAS answers.
-    pub async fn volumes(self: &Arc<Self>, selector: Option<&Selector>) -> Result<Vec<VolumeView>, Fault> {
+    pub async fn volumes(&self, selector: Option<&Selector>) -> Result<Vec<VolumeView>, Fault> {
         let nases = self.nases();
         if nases.is_empty() {
-            return Err(Fault::unreachable("no NAS is connected").next("start one: img-storage nas, or img-storage up for everything"));
+            return Err(
+                Fault::unreachable("no NAS is connected").next("start one: img-storage nas, or img-storage up for everything")
+            );
         }
         let mut asked = JoinSet::new();
         let count = nases.len();
         for nas in nases {
-            let (desk, selector) = (Arc::clone(self), selector.cloned());
+            let (Some(desk), selector) = (self.me.upgrade(), selector.cloned()) else { break };
             asked.spawn(async move { desk.ask(&nas, desk.id(), Request::Find { selector }, LIST_WITHIN).await });
         }
         let (mut volumes, mut faults) = (Vec::new(), Vec::new());
@@ -200,7 +206,7 @@ impl Desk {
     /// # Errors
     /// [`img_storage_model::FaultKind::NotFound`] (with the reason, when its import failed just now), or
     /// [`img_storage_model::FaultKind::Invalid`] naming the candidates when several match.
-    pub async fn one(self: &Arc<Self>, selector: &Selector) -> Result<VolumeView, Fault> {
+    pub async fn one(&self, selector: &Selector) -> Result<VolumeView, Fault> {
         let mut found = self.volumes(Some(selector)).await?;
         match found.len() {
             1 => Ok(found.swap_remove(0)),
@@ -223,12 +229,13 @@ impl Desk {
         let known = self.known();
         let nases = known.iter().filter(|(name, k)| k.hello.role == Role::Nas && nas.is_none_or(|n| n == *name));
         let fits = |k: &Known| pool.is_none_or(|p| k.hello.pools.iter().any(|q| q.name == p.as_str()));
-        let fitting: Vec<&HostName> = nases.clone().filter(|(_, k)| fits(k)).map(|(name, _)| name).collect();
+        let any = nases.clone().next().is_some();
+        let fitting: Vec<&HostName> = nases.filter(|(_, k)| fits(k)).map(|(name, _)| name).collect();
         match (fitting.as_slice(), nas, pool) {
             ([one], _, _) => Ok((*one).clone()),
-            ([], Some(nas), Some(pool)) if nases.count() > 0 => Err(Fault::not_found(format!("{nas} has no pool {pool}"))),
+            ([], Some(nas), Some(pool)) if any => Err(Fault::not_found(format!("{nas} has no pool {pool}"))),
             ([], Some(nas), _) => Err(Fault::not_found(format!("there is no NAS {nas}")).next("see img-storage hosts")),
-            ([], None, Some(pool)) if nases.count() > 0 => {
+            ([], None, Some(pool)) if any => {
                 Err(Fault::not_found(format!("no NAS has a pool {pool}")).next("see img-storage hosts"))
             }
             ([], None, _) => Err(Fault::unreachable("no NAS is connected").next("start one: img-storage nas, or img-storage up")),
@@ -240,7 +247,7 @@ impl Desk {
     }
 
     /// Every host that was ever heard of.
-    pub async fn hosts(self: &Arc<Self>) -> Vec<HostView> {
+    pub async fn hosts(&self) -> Vec<HostView> {
         let volumes = self.volumes(None).await.unwrap_or_default();
         let now = self.clock.now();
         let me = HostView {

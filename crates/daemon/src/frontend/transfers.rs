@@ -133,8 +133,11 @@ impl Desk {
         let needed = Size::round_up(image.virtual_size)?;
         let size = size.unwrap_or(needed);
         if size.bytes() < image.virtual_size {
-            return Err(Fault::invalid(format!("{} holds a disk of {needed}; a volume of {size} is too small for it", source.display()))
-                .next("leave --size out, or give more"));
+            return Err(Fault::invalid(format!(
+                "{} holds a disk of {needed}; a volume of {size} is too small for it",
+                source.display()
+            ))
+            .next("leave --size out, or give more"));
         }
         let request = Request::Create { pool, name, size, import: true };
         let Answer::Served { volume, endpoint } = self.ask(nas, self.id(), request, NAS_WITHIN).await? else {
@@ -152,9 +155,13 @@ impl Desk {
             let told = desk.ask(&nas, desk.id(), Request::Imported { volume: volume.id, complete }, NAS_WITHIN).await;
             let how = match (filled, told) {
                 (Ok(()), told) => told.map(drop),
-                (Err(why), Ok(_)) => Err(Fault::failed(format!("{} could not be filled from {}: {why}", volume.full_name(), source.display()))
-                    .next("nothing is left of it on the NAS; mend the cause and create it again")),
-                (Err(why), Err(fault)) => Err(Fault::failed(format!("{} could not be filled: {why}; and {fault}", volume.full_name()))),
+                (Err(why), Ok(_)) => {
+                    Err(Fault::failed(format!("{} could not be filled from {}: {why}", volume.full_name(), source.display()))
+                        .next("nothing is left of it on the NAS; mend the cause and create it again"))
+                }
+                (Err(why), Err(fault)) => {
+                    Err(Fault::failed(format!("{} could not be filled: {why}; and {fault}", volume.full_name())))
+                }
             };
             if let Err(fault) = &how {
                 tracing::warn!("{fault}");
@@ -174,7 +181,9 @@ impl Desk {
             "qcow2" => ImageFormat::Qcow2,
             "vmdk" => ImageFormat::Vmdk,
             "vhdx" => ImageFormat::Vhdx,
-            _ => return Err(Fault::invalid(format!("{format:?} is no image format")).next("formats are raw, qcow2, vmdk and vhdx")),
+            _ => {
+                return Err(Fault::invalid(format!("{format:?} is no image format")).next("formats are raw, qcow2, vmdk and vhdx"));
+            }
         };
         if file.symlink_metadata().is_ok() {
             return Err(Fault::refused(format!("{} exists already", file.display())).next("choose another name or remove it"));
