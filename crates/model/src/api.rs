@@ -229,43 +229,55 @@ pub struct VolumeView {
     #[schema(value_type = u64)]
     pub size: Size,
     /// Bytes it takes on the NAS, when it was last looked at.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub allocated: Option<u64>,
     /// Where it is in its life.
     pub phase: Phase,
     /// The node it is mapped to.
     #[schema(value_type = Option<String>)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub node: Option<HostName>,
     /// The highest epoch given.
     #[schema(value_type = u64)]
     pub epoch: Epoch,
     /// What the guest uses.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub device: Option<String>,
     /// Whether it is (to be) moved onto a local copy.
     pub sync: bool,
     /// Age of the newest snapshot on the NAS in seconds, while the node has newer writes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lag: Option<u64>,
     /// How old it may get, in seconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub frequency: Option<u64>,
     /// Bytes changed since that snapshot.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dirty: Option<u64>,
     /// How far a transfer under way is.
     #[schema(value_type = Option<Object>)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub progress: Option<Progress>,
     /// Bytes per second of that transfer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rate: Option<u64>,
     /// The last write-back that came home in this mapping.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_write_back: Option<WriteBack>,
     /// How many came home in this mapping.
     pub write_backs: u64,
     /// Why it does not go on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stuck: Option<Trouble>,
     /// What it is waiting for, or something the operator should hear.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub notice: Option<String>,
     /// When it was created.
     #[schema(value_type = String, format = DateTime)]
     pub created: Timestamp,
     /// When it was mapped.
     #[schema(value_type = Option<String>, format = DateTime)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mapped: Option<Timestamp>,
 }
 
