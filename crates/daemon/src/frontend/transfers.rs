@@ -182,7 +182,9 @@ impl Desk {
             "vmdk" => ImageFormat::Vmdk,
             "vhdx" => ImageFormat::Vhdx,
             _ => {
-                return Err(Fault::invalid(format!("{format:?} is no image format")).next("formats are raw, qcow2, vmdk and vhdx"));
+                return Err(
+                    Fault::invalid(format!("{format:?} is no image format")).next("formats are raw, qcow2, vmdk and vhdx")
+                );
             }
         };
         if file.symlink_metadata().is_ok() {

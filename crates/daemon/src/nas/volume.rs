@@ -23,6 +23,8 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
+/// So many times the same step is done in a row before it is slowed down.
+const SAME_STEP: u32 = 3;
 /// How long a look at the host may take.
 const OBSERVE_DEADLINE: Duration = Duration::from_secs(10);
 /// How often a mapped volume is looked at when nothing happens.
@@ -63,6 +65,7 @@ pub(crate) struct Actor {
     sent: Option<Instant>,
     failed: Option<Fault>,
     at_rest: bool,
+    again: Option<(NasStep, u32)>,
     over: bool,
 }
 
@@ -90,6 +93,7 @@ impl Actor {
             sent: None,
             failed: None,
             at_rest: false,
+            again: None,
             over: false,
         }
     }
@@ -122,6 +126,7 @@ impl Actor {
                     }
                 }
                 Decision::Wait(why) => {
+                    self.again = None;
                     self.retry.well();
                     self.waiting = Some(why);
                     self.show(&facts);
@@ -133,6 +138,7 @@ impl Actor {
                     self.rest(LOOK_EVERY).await;
                 }
                 Decision::Rest => {
+                    self.again = None;
                     self.retry.well();
                     self.waiting = None;
                     self.at_rest = true;
@@ -236,7 +242,7 @@ impl Actor {
         };
         match done {
             Ok(Ok(result)) => {
-                self.retry.well();
+                self.went_well(&step);
                 self.finished(&step, &result);
             }
             Ok(Err(why)) => self.step_failed(&step, &why.to_string()),
@@ -249,6 +255,25 @@ impl Actor {
             && let Err(fault) = self.record(&change)
         {
             self.retry.failed(fault.to_string(), self.nas.clock.now());
+        }
+    }
+
+    /// A step went well; one that is done again and again, and seen to change nothing, is a failure too.
+    fn went_well(&mut self, step: &NasStep) {
+        let times = match &mut self.again {
+            Some((last, times)) if last == step => {
+                *times += 1;
+                *times
+            }
+            again => {
+                *again = Some((step.clone(), 1));
+                1
+            }
+        };
+        if times < SAME_STEP {
+            self.retry.well();
+        } else {
+            self.retry.failed(format!("{} was done {times} times and nothing came of it", verb(step)), self.nas.clock.now());
         }
     }
 

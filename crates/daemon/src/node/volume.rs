@@ -13,6 +13,8 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
+/// So many times the same step is done in a row before it is slowed down.
+const SAME_STEP: u32 = 3;
 /// How long a look at the host may take.
 const OBSERVE_DEADLINE: Duration = Duration::from_secs(10);
 /// How often a volume is looked at when nothing happens.
@@ -32,11 +34,12 @@ pub(crate) struct Actor {
     last: Option<(Report, Instant)>,
     tell: bool,
     closely: u32,
+    again: Option<(NodeStep, u32)>,
 }
 
 impl Actor {
     pub(super) fn new(node: Arc<Node>, record: NodeRecord, mail: mpsc::UnboundedReceiver<Mail>) -> Self {
-        Actor { node, record, mail, retry: Retry::default(), last: None, tell: true, closely: 0 }
+        Actor { node, record, mail, retry: Retry::default(), last: None, tell: true, closely: 0, again: None }
     }
 
     /// Runs as long as the daemon.
@@ -64,6 +67,7 @@ impl Actor {
                     true
                 }
                 Decision::Wait(_) | Decision::Rest => {
+                    self.again = None;
                     self.retry.well();
                     self.report(&facts);
                     let pause = self.look_again(&facts);
@@ -144,7 +148,7 @@ impl Actor {
         };
         match done {
             Ok(Ok(result)) => {
-                self.retry.well();
+                self.went_well(&step);
                 if let Some(change) = node::after(&self.record, &step, &result)
                     && let Err(why) = self.record(change)
                 {
@@ -155,6 +159,25 @@ impl Actor {
             Err(_) => self.step_failed(&step, &format!("{} was not done within {} s", verb(&step), deadline.as_secs())),
         }
         true
+    }
+
+    /// A step went well; one that is done again and again, and seen to change nothing, is a failure too.
+    fn went_well(&mut self, step: &NodeStep) {
+        let times = match &mut self.again {
+            Some((last, times)) if last == step => {
+                *times += 1;
+                *times
+            }
+            again => {
+                *again = Some((step.clone(), 1));
+                1
+            }
+        };
+        if times < SAME_STEP {
+            self.retry.well();
+        } else {
+            self.retry.failed(format!("{} was done {times} times and nothing came of it", verb(step)), self.node.clock.now());
+        }
     }
 
     fn step_failed(&mut self, step: &NodeStep, why: &str) {

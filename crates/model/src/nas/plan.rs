@@ -178,7 +178,9 @@ fn plan_nas(v: &VolumeRecord, m: &Mapping, f: &Seen<'_>, report: Option<&Report>
         if f.size < v.size.bytes() && m.layer == NasLayer::Disk {
             return Decision::Do(NasStep::GrowDisk { size: v.size });
         }
-        let name = if m.layer == NasLayer::Overlay { back } else { plain };
+        // A node that still works on the overlay's name finds it again; it is moved over below.
+        let on_back = v.assign.as_ref().and_then(|a| a.export.as_ref()).is_some_and(|e| e.export == back);
+        let name = if m.layer == NasLayer::Overlay || on_back { back } else { plain };
         return Decision::Do(NasStep::StartExport { epoch: m.epoch, name, peer: m.node.clone(), port: m.port, layer: m.layer });
     };
     if export.epoch != m.epoch || export.peer != m.node {
@@ -194,7 +196,7 @@ fn plan_nas(v: &VolumeRecord, m: &Mapping, f: &Seen<'_>, report: Option<&Report>
         (NasLayer::Overlay, Some(JobState::Pending)) => {
             return Decision::Record(NasChange::Layer(NasLayer::Disk));
         }
-        (NasLayer::Overlay, Some(JobState::Failed(_) | JobState::Paused)) => {
+        (NasLayer::Overlay, Some(JobState::Failed(_) | JobState::Paused(_))) => {
             return Decision::Do(NasStep::EndCommit);
         }
         // A commit that is over without the ledger's word cannot be; if it is, the file has everything.
@@ -255,7 +257,7 @@ pub fn after(v: &VolumeRecord, step: &NasStep, result: &StepResult) -> Option<Na
 
 /// The ledger change that a failed step calls for: a write-back that cannot be taken in is given up and ordered anew.
 pub fn after_error(v: &VolumeRecord, step: &NasStep, why: &str) -> Option<NasChange> {
-    if v.stage == Stage::Creating || matches!(v.stage, Stage::Importing { .. }) {
+    if v.stage == Stage::Creating || matches!(v.stage, Stage::Importing { complete: false, .. }) {
         return Some(NasChange::GiveUp);
     }
     let taking = matches!(step, NasStep::CreateIncoming { .. } | NasStep::ServeIncoming { .. } | NasStep::VerifyIncoming { .. });

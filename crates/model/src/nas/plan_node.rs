@@ -14,7 +14,7 @@ pub(super) fn plan_node(m: &Mapping, f: &Seen<'_>, report: Option<&Report>, cont
     let back = back_export(m);
     if let Some(r) = report {
         // The pivot that was foreseen did not happen on the node: its guest still works here.
-        if !r.pivoted && r.phase != NodePhase::Gone && r.phase != NodePhase::Attaching {
+        if !r.pivoted && matches!(r.phase, NodePhase::Remote | NodePhase::Copying | NodePhase::Ready) {
             return Decision::Record(NasChange::Authority(Authority::Nas));
         }
         let ours = f.export.is_some_and(|e| e.names.contains(&back));

@@ -213,7 +213,11 @@ impl VolumeRecord {
                     push.verified = true;
                 }
             }
-            NasChange::PushFailed { .. } => mapping.push = None,
+            NasChange::PushFailed { .. } => {
+                mapping.push = None;
+                // The next one need not wait for its time.
+                mapping.sync_now = true;
+            }
             NasChange::Accepted => {
                 if let Some(push) = mapping.push.take() {
                     mapping.accepted = Some(Accepted { push: push.push, at: push.ordered, last: push.last });

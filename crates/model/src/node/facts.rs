@@ -19,6 +19,8 @@ pub struct LocalFile {
     pub epoch: Epoch,
     /// Its length in bytes.
     pub size: u64,
+    /// Every block of it has its place on the disk (or the file system cannot reserve): no write can meet a full disk.
+    pub reserved: bool,
 }
 
 /// What lies directly or through filters under the guest's device (`top`).
@@ -36,8 +38,8 @@ pub enum Layer {
 pub enum JobState {
     /// Moving data, or created and about to.
     Running,
-    /// Stopped on an I/O error; goes on by resume.
-    Paused,
+    /// Stopped on an I/O error, such as a full disk; goes on by resume.
+    Paused(String),
     /// A mirror that has caught up and mirrors every write.
     Ready,
     /// A mirror told to complete: both sides are identical and the guest is held until finalize.

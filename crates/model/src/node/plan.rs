@@ -120,8 +120,9 @@ fn plan_remote(record: &NodeRecord, qsd: Option<&QsdFacts>, local: Option<LocalF
     };
     match &copy.state {
         JobState::Running => Decision::Wait("copying to the local disk".to_owned()),
-        JobState::Paused => Decision::Do(NodeStep::ResumeCopy),
+        JobState::Paused(_) => Decision::Do(NodeStep::ResumeCopy),
         JobState::Failed(_) => Decision::Do(NodeStep::CancelCopy),
+        JobState::Ready if local.is_some_and(|file| !file.reserved) => Decision::Do(NodeStep::ReserveLocal),
         JobState::Ready if assign.granted => Decision::Do(NodeStep::CompleteCopy),
         JobState::Ready => Decision::Wait(format!("copied; waiting for {} to allow the switch", assign.nas)),
         JobState::Pending if !qsd.bitmaps.iter().any(|b| b.since == Incremental::Pivot) => {
@@ -192,6 +193,10 @@ pub fn phase(record: &NodeRecord, facts: &NodeFacts) -> NodePhase {
         None => NodePhase::Attaching,
         Some(q) if q.epoch != record.assign.epoch || !q.guest => NodePhase::Attaching,
         Some(q) => match q.copy.as_ref().map(|c| &c.state) {
+            None if q.top == Layer::Local => NodePhase::Switching,
+            Some(JobState::Ready) if !facts.local.known().copied().flatten().is_some_and(|file| file.reserved) => {
+                NodePhase::Copying
+            }
             Some(JobState::Ready) => NodePhase::Ready,
             Some(JobState::Pending | JobState::Done) => NodePhase::Switching,
             Some(_) => NodePhase::Copying,
@@ -211,6 +216,10 @@ pub fn report(record: &NodeRecord, facts: &NodeFacts, device: &str, stuck: Optio
     let qsd = facts.qsd.known().and_then(Option::as_ref);
     let phase = phase(record, facts);
     let job = qsd.and_then(|q| q.copy.as_ref().or(q.push.as_ref().map(|(_, job)| job)).or(q.back_fill.as_ref()));
+    let held_up = qsd.and_then(|q| q.copy.as_ref()).and_then(|copy| match &copy.state {
+        JobState::Paused(why) => Some(format!("the copy to the local disk is held up, the guest is not: {why}")),
+        _ => None,
+    });
     let untracked = qsd.and_then(|q| q.bitmaps.first()).filter(|b| record.truth == Truth::Local && !trusted(record, b.since));
     Report {
         volume: record.volume,
@@ -224,7 +233,7 @@ pub fn report(record: &NodeRecord, facts: &NodeFacts, device: &str, stuck: Optio
         progress: job.map(|job| Progress { done: job.done, total: job.total }),
         dirty: qsd.filter(|_| untracked.is_none() && record.truth == Truth::Local).map(|q| q.bitmaps.iter().map(|b| b.dirty).sum()),
         pushed: record.pushed.clone(),
-        stuck,
+        stuck: held_up.or(stuck),
         notice: untracked.map(|_| {
             format!("the record of changed blocks was lost when the storage daemon stopped uncleanly; the next write-back moves the whole volume ({})", record.assign.size)
         }),

@@ -166,7 +166,7 @@ fn transfer(record: &NodeRecord, qsd: &QsdFacts, order: &PushOrder) -> Decision 
         Some((_, job)) => match &job.state {
             JobState::Done => Decision::Do(NodeStep::DigestPush { full }),
             JobState::Failed(why) => failed(why.clone()),
-            JobState::Paused => failed("the transfer stopped on an I/O error".to_owned()),
+            JobState::Paused(why) => failed(format!("the transfer stopped: {why}")),
             JobState::Running | JobState::Ready | JobState::Pending => Decision::Wait("writing back".to_owned()),
         },
     }
