@@ -13,6 +13,6 @@ pub mod node;
 pub mod pki;
 mod rate;
 mod retry;
-//ROLES pub mod roles;
+pub mod roles;
 pub mod store;
 pub mod tasks;
