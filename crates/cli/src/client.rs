@@ -83,7 +83,8 @@ impl Client {
     pub async fn post(&self, path: &str, order: &impl wire::Order) -> Result<wire::Outcome, Fault> {
         let limit = order.common().deadline()? + MARGIN;
         let body = serde_json::to_vec(order).map_err(|error| Fault::failed(format!("cannot write the request: {error}")))?;
-        let late = || Fault::unfinished("no answer before the timeout; it goes on").next("img-storage status shows how far it is");
+        let late =
+            || Fault::unfinished("no answer before the timeout; it goes on").next("img-storage status shows how far it is");
         read(&tokio::time::timeout(limit, self.call(Method::POST, path, body.into())).await.map_err(|_| late())??)
     }
 
@@ -145,7 +146,9 @@ fn nobody(socket: &Path, error: &std::io::Error) -> Fault {
     let start = "start it with img-storage up, or name another one with --dir or --socket";
     match error.kind() {
         ErrorKind::NotFound => Fault::unreachable(format!("img-storage does not run: there is no socket {shown}")).next(start),
-        ErrorKind::ConnectionRefused => Fault::unreachable(format!("img-storage does not run: nobody serves {shown}")).next(start),
+        ErrorKind::ConnectionRefused => {
+            Fault::unreachable(format!("img-storage does not run: nobody serves {shown}")).next(start)
+        }
         ErrorKind::PermissionDenied => Fault::unreachable(format!("{shown} may not be used by this user"))
             .next("run the command as the user that runs img-storage, or as root"),
         ErrorKind::InvalidInput => Fault::invalid(format!("{shown} cannot be a socket: {error}")).next("choose a shorter path"),
@@ -154,7 +157,7 @@ fn nobody(socket: &Path, error: &std::io::Error) -> Fault {
 }
 
 /// Percent-encodes everything but what is safe in every part of a URI.
-fn encode(text: &str) -> String {
+pub fn encode(text: &str) -> String {
     let mut encoded = String::with_capacity(text.len() + 8);
     for byte in text.bytes() {
         if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~') {
@@ -166,7 +169,7 @@ fn encode(text: &str) -> String {
     encoded
 }
 
-/// What an order says besides its own: built once, so that a repeated one is the same.
+/// A value as JSON.
 pub fn json<T: Serialize>(value: &T) -> Result<serde_json::Value, Fault> {
     serde_json::to_value(value).map_err(|error| Fault::failed(format!("cannot write the result: {error}")))
 }
