@@ -3,7 +3,7 @@
 use crate::{args::Global, stop::Done};
 use clap::Args;
 use img_storage_daemon::roles::RoleOptions;
-use img_storage_model::{Fault, HostName};
+use img_storage_model::{Fault, HostName, Interval};
 use std::{future::Future, io::IsTerminal, path::PathBuf};
 
 /// Flags of a single role.
@@ -15,6 +15,9 @@ pub struct Role {
     /// The socket of the bus that the front end serves [default: DIR/bus.sock]
     #[arg(long, value_name = "PATH")]
     bus: Option<PathBuf>,
+    /// How often what changed on a node goes to the NAS, such as 60s or 10m
+    #[arg(long, value_name = "TIME")]
+    frequency: Option<Interval>,
     /// The configuration file
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -23,7 +26,7 @@ pub struct Role {
 impl Role {
     /// For the daemon.
     pub fn options(self, global: &Global) -> Result<RoleOptions, Fault> {
-        Ok(RoleOptions { dir: global.dir()?, name: self.name, bus: self.bus, config: self.config })
+        Ok(RoleOptions { dir: global.dir()?, name: self.name, bus: self.bus, frequency: self.frequency, config: self.config })
     }
 }
 

@@ -3,17 +3,17 @@
 use super::role;
 use crate::{args::Global, stop::Done};
 use clap::Args;
-use img_storage_daemon::up::{self, UpOptions};
+use img_storage_daemon::roles::{self, UpOptions};
 use img_storage_model::size::Interval;
 use std::path::PathBuf;
 
 /// Runs every role on this machine, until interrupted or told to stop
 #[derive(Debug, Args)]
 pub struct Up {
-    /// How many nodes to run
-    #[arg(long, value_name = "NUMBER", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64))]
-    nodes: u16,
-    /// How often what changed on a node goes to the NAS, such as 60s or 10m [default: the configuration's]
+    /// How many nodes to run [default: the configuration's, else 2]
+    #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u16).range(1..=64))]
+    nodes: Option<u16>,
+    /// How often what changed on a node goes to the NAS, such as 60s or 10m [default: the configuration's, else 60s]
     #[arg(long, value_name = "TIME")]
     frequency: Option<Interval>,
     /// The configuration file
@@ -24,6 +24,6 @@ pub struct Up {
 impl Up {
     pub fn run(self, global: &Global) -> Done {
         let options = UpOptions { dir: global.dir()?, nodes: self.nodes, frequency: self.frequency, config: self.config };
-        role::run(up::run(options))
+        role::run(roles::up(options))
     }
 }
