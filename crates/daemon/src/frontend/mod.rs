@@ -1,8 +1,10 @@
 //! The front end: what the operator's commands talk to.
 //!
-//! [`desk`] speaks to the NASes over the bus, and moves images between files and volumes ([`transfers`]).
+//! [`desk`] speaks to the NASes over the bus, and moves images between files and volumes ([`transfers`]);
+//! [`http`] is the API in front of it.
 
 mod desk;
+pub mod http;
 mod transfers;
 
 pub use desk::Desk;

@@ -1,0 +1,164 @@
+//! Volumes and hosts as rows of a table and as records of CSV.
+
+use crate::{
+    human,
+    output::csv_record::Record,
+    table::{Column, Table, elastic, number, text},
+};
+use img_storage_model::{
+    api::{HostView, Trouble, VolumeView},
+    messages::Role,
+    size::human_bytes,
+};
+use jiff::Timestamp;
+
+fn some<T: ToString>(value: Option<T>) -> String {
+    value.map(|v| v.to_string()).unwrap_or_default()
+}
+
+/// Volumes.
+pub fn volumes(volumes: &[VolumeView], wide: bool, now: Timestamp) -> Table {
+    let mut columns: Vec<Column> = vec![elastic("VOLUME"), number("SIZE"), text("PHASE"), elastic("NODE"), number("LAG")];
+    if wide {
+        columns.extend([
+            number("ALLOCATED"),
+            number("DIRTY"),
+            number("EPOCH"),
+            number("WRITE-BACKS"),
+            number("AGE"),
+            elastic("DEVICE"),
+        ]);
+    }
+    columns.push(elastic("NOTE"));
+    let mut table = Table::new(columns);
+    for v in volumes {
+        let mut row = vec![
+            v.full_name(),
+            human_bytes(v.size.bytes()),
+            v.phase.to_string(),
+            v.node.as_ref().map(|n| n.as_str().to_owned()).unwrap_or_default(),
+            v.lag.map(human::seconds).unwrap_or_default(),
+        ];
+        if wide {
+            row.extend([
+                v.allocated.map(human_bytes).unwrap_or_default(),
+                v.dirty.map(human_bytes).unwrap_or_default(),
+                v.epoch.0.to_string(),
+                v.write_backs.to_string(),
+                human::age(v.created, now),
+                v.device.clone().unwrap_or_default(),
+            ]);
+        }
+        row.push(note(v, now));
+        table.row(row, v.stuck.is_some());
+    }
+    table
+}
+
+/// What a volume's phase does not tell.
+pub fn note(v: &VolumeView, now: Timestamp) -> String {
+    if let Some(trouble) = &v.stuck {
+        return stuck(trouble, now);
+    }
+    let moving = v.progress.map(|p| format!("{}%, {}", human::percent(p.done, p.total), human::pace(p.done, p.total, v.rate)));
+    match (moving, &v.notice) {
+        (Some(moving), Some(notice)) => format!("{moving}; {notice}"),
+        (Some(moving), None) => moving,
+        (None, notice) => notice.clone().unwrap_or_default(),
+    }
+}
+
+/// `stuck 3m on compute-0-0: why; next try in 10s`.
+pub fn stuck(trouble: &Trouble, now: Timestamp) -> String {
+    let next = match trouble.next_try {
+        Some(at) => format!("next try in {}", human::age(now, at)),
+        None => "waits for you".to_owned(),
+    };
+    format!("stuck {} on {}: {}; {next}", human::age(trouble.since, now), trouble.host, trouble.why)
+}
+
+/// Volumes for CSV.
+pub fn volume_records(volumes: &[VolumeView]) -> Vec<Record> {
+    let record = |v: &VolumeView| {
+        vec![
+            ("id", v.id.to_string()),
+            ("nas", v.nas.to_string()),
+            ("pool", v.pool.to_string()),
+            ("name", v.name.to_string()),
+            ("size", v.size.bytes().to_string()),
+            ("allocated", some(v.allocated)),
+            ("phase", v.phase.to_string()),
+            ("node", some(v.node.as_ref())),
+            ("epoch", v.epoch.to_string()),
+            ("device", some(v.device.as_ref())),
+            ("sync", v.sync.to_string()),
+            ("lag", some(v.lag)),
+            ("frequency", some(v.frequency)),
+            ("dirty", some(v.dirty)),
+            ("done", some(v.progress.map(|p| p.done))),
+            ("total", some(v.progress.map(|p| p.total))),
+            ("rate", some(v.rate)),
+            ("write_backs", v.write_backs.to_string()),
+            ("last_write_back", some(v.last_write_back.as_ref().map(|w| w.at))),
+            ("stuck", some(v.stuck.as_ref().map(|t| &t.why))),
+            ("notice", some(v.notice.as_ref())),
+            ("created", v.created.to_string()),
+            ("mapped", some(v.mapped)),
+        ]
+    };
+    volumes.iter().map(record).collect()
+}
+
+/// The role's name.
+pub fn role(role: Role) -> &'static str {
+    match role {
+        Role::Nas => "nas",
+        Role::Node => "node",
+        Role::Frontend => "frontend",
+    }
+}
+
+/// Hosts.
+pub fn hosts(hosts: &[HostView], wide: bool) -> Table {
+    let mut columns = vec![text("HOST"), text("ROLE"), text("STATE"), number("HEARD"), number("VOLUMES"), elastic("POOLS")];
+    if wide {
+        columns.extend([text("VERSION"), elastic("PLANES")]);
+    }
+    let mut table = Table::new(columns);
+    for h in hosts {
+        let mut row = vec![
+            h.name.to_string(),
+            role(h.role).to_owned(),
+            if h.away { "away" } else { "here" }.to_owned(),
+            human::seconds(h.heard),
+            h.volumes.to_string(),
+            h.pools
+                .iter()
+                .map(|p| format!("{} {} free of {}", p.name, human_bytes(p.free), human_bytes(p.size)))
+                .collect::<Vec<_>>()
+                .join(", "),
+        ];
+        if wide {
+            row.extend([h.version.clone(), h.planes.join(",")]);
+        }
+        table.row(row, h.away);
+    }
+    table
+}
+
+/// Hosts for CSV.
+pub fn host_records(hosts: &[HostView]) -> Vec<Record> {
+    let record = |h: &HostView| {
+        vec![
+            ("name", h.name.to_string()),
+            ("role", role(h.role).to_owned()),
+            ("away", h.away.to_string()),
+            ("heard", h.heard.to_string()),
+            ("volumes", h.volumes.to_string()),
+            ("pools", h.pools.iter().map(|p| format!("{}={}/{}", p.name, p.free, p.size)).collect::<Vec<_>>().join(" ")),
+            ("version", h.version.clone()),
+            ("planes", h.planes.join(" ")),
+        ]
+    };
+    hosts.iter().map(record).collect()
+}

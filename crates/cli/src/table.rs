@@ -1,0 +1,211 @@
+//! Aligned columns.
+//!
+//! Done here and not by comfy-table: a table that is printed need not be kept as cells of cells. See `list` in docs/cli.md for
+//! what 10,000 rows take.
+
+use crate::{output::Screen, stop::clean};
+use std::io::{self, Write};
+use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
+
+/// The narrowest a column that may be cut gets.
+const NARROWEST: usize = 8;
+
+/// A column.
+#[derive(Clone, Copy, Debug)]
+pub struct Column {
+    name: &'static str,
+    right: bool,
+    cut: bool,
+}
+
+/// A column of text.
+pub const fn text(name: &'static str) -> Column {
+    Column { name, right: false, cut: false }
+}
+
+/// A column of numbers.
+pub const fn number(name: &'static str) -> Column {
+    Column { name, right: true, cut: false }
+}
+
+/// A column of text that is cut when the terminal is too narrow.
+pub const fn elastic(name: &'static str) -> Column {
+    Column { name, right: false, cut: true }
+}
+
+/// Rows under headings.
+#[derive(Debug)]
+pub struct Table {
+    columns: Vec<Column>,
+    cells: Vec<String>,
+    bad: Vec<bool>,
+}
+
+impl Table {
+    /// An empty one.
+    pub fn new(columns: Vec<Column>) -> Self {
+        Table { columns, cells: Vec::new(), bad: Vec::new() }
+    }
+
+    /// Adds a row; one that is `bad` is shown in red.
+    pub fn row(&mut self, cells: Vec<String>, bad: bool) {
+        debug_assert_eq!(cells.len(), self.columns.len());
+        self.bad.push(bad);
+        self.cells.extend(cells.into_iter().map(|cell| {
+            if cell.is_empty() {
+                "-".to_owned()
+            } else if let std::borrow::Cow::Owned(cleaned) = clean(&cell) {
+                cleaned
+            } else {
+                cell
+            }
+        }));
+    }
+
+    /// Prints it.
+    pub fn write(&self, to: &mut impl Write, screen: Screen) -> io::Result<()> {
+        let count = self.columns.len();
+        let mut widths: Vec<usize> = self.columns.iter().map(|column| column.name.len()).collect();
+        for row in self.cells.chunks_exact(count) {
+            for (width, cell) in widths.iter_mut().zip(row) {
+                *width = (*width).max(width_of(cell));
+            }
+        }
+        if let Some(limit) = screen.width {
+            self.fit(&mut widths, limit);
+        }
+        let mut line = String::new();
+        for (column, width) in self.columns.iter().zip(&widths) {
+            cell(&mut line, column.name, *width, column.right);
+        }
+        put(to, &mut line, screen, "1")?;
+        for (row, bad) in self.cells.chunks_exact(count).zip(&self.bad) {
+            for ((column, width), text) in self.columns.iter().zip(&widths).zip(row) {
+                cell(&mut line, text, *width, column.right);
+            }
+            put(to, &mut line, screen, if *bad { "31" } else { "" })?;
+        }
+        Ok(())
+    }
+
+    /// Takes from the widest column that may be cut until the line fits.
+    fn fit(&self, widths: &mut [usize], limit: usize) {
+        loop {
+            let line = widths.iter().sum::<usize>() + 2 * widths.len().saturating_sub(1);
+            let over = line.saturating_sub(limit);
+            let widest = (0..widths.len()).filter(|i| self.columns[*i].cut && widths[*i] > NARROWEST).max_by_key(|i| widths[*i]);
+            let (Some(widest), 1..) = (widest, over) else { return };
+            let second = (0..widths.len()).filter(|i| self.columns[*i].cut && *i != widest).map(|i| widths[i]).max().unwrap_or(0);
+            let step = (widths[widest] - widths[widest].min(second.max(NARROWEST))).max(1);
+            widths[widest] -= step.min(over).min(widths[widest] - NARROWEST);
+        }
+    }
+}
+
+fn width_of(text: &str) -> usize {
+    if text.is_ascii() { text.len() } else { text.width() }
+}
+
+/// Appends a cell, cut or filled to its width, and the gap before it.
+fn cell(line: &mut String, text: &str, width: usize, right: bool) {
+    if !line.is_empty() {
+        line.push_str("  ");
+    }
+    let own = width_of(text);
+    let fill = width.saturating_sub(own);
+    if right {
+        line.extend(std::iter::repeat_n(' ', fill));
+    }
+    if own > width {
+        cut(line, text, width);
+    } else {
+        line.push_str(text);
+    }
+    if !right {
+        line.extend(std::iter::repeat_n(' ', fill));
+    }
+}
+
+/// Appends as much of a text as fits, and `…`, filled to exactly `width`.
+fn cut(line: &mut String, text: &str, width: usize) {
+    let mut left = width.saturating_sub(1);
+    for c in text.chars() {
+        let own = c.width().unwrap_or(0);
+        if own > left {
+            break;
+        }
+        left -= own;
+        line.push(c);
+    }
+    if width > 0 {
+        line.push('…');
+    }
+    line.extend(std::iter::repeat_n(' ', left));
+}
+
+fn put(to: &mut impl Write, line: &mut String, screen: Screen, style: &str) -> io::Result<()> {
+    let mut shown = line.trim_end();
+    let shortened;
+    if let Some(limit) = screen.width.filter(|limit| width_of(shown) > *limit) {
+        let mut short = String::new();
+        cut(&mut short, shown, limit);
+        shortened = short;
+        shown = shortened.trim_end();
+    }
+    if screen.colour && !style.is_empty() {
+        writeln!(to, "\x1b[{style}m{shown}\x1b[0m")?;
+    } else {
+        to.write_all(shown.as_bytes())?;
+        to.write_all(b"\n")?;
+    }
+    line.clear();
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn printed(rows: &[[&str; 3]], screen: Screen) -> String {
+        let mut table = Table::new(vec![elastic("VOLUME"), number("SIZE"), elastic("NOTE")]);
+        for row in rows {
+            table.row(row.map(str::to_owned).to_vec(), false);
+        }
+        let mut text = Vec::new();
+        table.write(&mut text, screen).unwrap();
+        String::from_utf8(text).unwrap()
+    }
+
+    #[test]
+    fn plain_is_never_cut_and_a_terminal_never_overrun() {
+        let rows = [["nas-0-0:tank/vol1", "35G", ""], ["nas-0-0:tank/a-much-longer-name", "1.5T", "stuck 3m: the node\nis away"]];
+        assert_eq!(
+            printed(&rows, Screen::default()),
+            "VOLUME                           SIZE  NOTE\n\
+             nas-0-0:tank/vol1                 35G  -\n\
+             nas-0-0:tank/a-much-longer-name  1.5T  stuck 3m: the node is away\n"
+        );
+        assert_eq!(
+            printed(&rows, Screen { width: Some(40), colour: false }),
+            "VOLUME             SIZE  NOTE\n\
+             nas-0-0:tank/vol1   35G  -\n\
+             nas-0-0:tank/a-m…  1.5T  stuck 3m: the n…\n"
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn lines_fit_and_keep_to_themselves(
+            rows in proptest::collection::vec(("\\PC{0,40}", "[0-9]{1,6}", ".{0,60}"), 0..6),
+            width in 1usize..120,
+        ) {
+            let rows: Vec<_> = rows.iter().map(|(a, b, c)| [a.as_str(), b.as_str(), c.as_str()]).collect();
+            let text = printed(&rows, Screen { width: Some(width), colour: false });
+            prop_assert_eq!(text.lines().count(), rows.len() + 1);
+            for line in text.lines() {
+                prop_assert!(line.width() <= width, "{line:?}");
+            }
+        }
+    }
+}
