@@ -358,6 +358,10 @@ impl Actor {
             self.sent = None;
             return Ok(());
         };
+        // A node can do nothing with a mapping that has no export yet.
+        if self.record.assign.is_none() && next.export.is_none() && next.want != Want::Gone && !next.granted {
+            return Ok(());
+        }
         if self.record.assign.as_ref() != Some(&next) {
             let mut record = self.record.clone();
             record.assign = Some(next.clone());

@@ -13,10 +13,11 @@ pub fn assignment(v: &VolumeRecord, facts: &NasFacts, nas: &HostName, address: &
     let m = v.mapping.as_ref()?;
     let last = v.assign.as_ref().filter(|a| a.epoch == m.epoch);
     let endpoint = |port: u16, export: String| Endpoint { host: address.to_owned(), port, export, server: nas.clone() };
-    let push = m.push.as_ref().map(|p| {
+    // An order goes out when its incoming file is there to take it.
+    let push = m.push.as_ref().and_then(|p| {
         let serving = facts.incoming.known().copied().flatten().is_some_and(|i| i.push == p.push && i.serving);
         let given = last.and_then(|a| a.push.as_ref()).is_some_and(|o| o.push == p.push && o.endpoint.is_some());
-        PushOrder { push: p.push, endpoint: (serving || given).then(|| endpoint(p.port, p.push.to_string())), last: p.last }
+        (serving || given).then(|| PushOrder { push: p.push, endpoint: Some(endpoint(p.port, p.push.to_string())), last: p.last })
     });
     let mut next = Assign {
         volume: v.id,
