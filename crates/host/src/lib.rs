@@ -7,6 +7,7 @@ pub mod digest;
 pub mod exec;
 pub mod image;
 pub mod nbd;
+pub mod qemu;
 pub mod qmp;
 pub mod qsd;
 

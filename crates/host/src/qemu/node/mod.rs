@@ -1,0 +1,318 @@
+//! The verbs of a node on the qemu plane.
+//!
+//! Per volume there is one storage daemon with this graph (in brackets: only at times):
+//!
+//! ```text
+//! guest ─ top (throttle, without limits: stays for the mapping's life, carries the bitmaps wb.*)
+//!          └ [mf, mfback: a mirror] ─ [cbw: the point in time of a push; its old blocks in fl, read through snap]
+//!             ├ nas.EXPORT     the NAS, waits for it when it is away
+//!             ├ back.EXPORT    the NAS just after bring-back, until it is replaced by nas.EXPORT
+//!             └ local          the local copy
+//! ```
+//! Connections that must not wait have no reconnect delay: `inc` (the incoming file) and `back.EXPORT`, `back2.EXPORT`. A break
+//! there must fail the job: whatever answers afterwards may be a fresh, empty file under the same name.
+
+mod back;
+mod copy;
+mod files;
+mod push;
+mod users;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use img_storage_model::{
+    Epoch, Fact, VolumeId,
+    messages::{DeviceKind, Endpoint, Holder, PoolReport},
+    node::{Bitmap, Incremental, JobState, Layer, NodeFacts, NodeStep, QsdFacts, Snapshotting, StepResult},
+};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use super::graph::Graph;
+use super::session::Session;
+use super::{GRACE, Plane, boxed, during, file_node, knock, pool_report};
+use crate::qsd::Qsd;
+use crate::{HostError, NodeHost, Work};
+use files::Local;
+
+/// The guest's export, and its name.
+const GUEST: &str = "disk";
+/// How long a guest's requests wait for a NAS that is away before they fail.
+const PATIENCE: u32 = 60;
+const GRANULARITY: u32 = 65536;
+
+/// A node of the qemu plane.
+#[derive(Debug, Clone)]
+pub struct QemuNode {
+    plane: Plane,
+    pool_name: Arc<str>,
+    pool: PathBuf,
+    guest_group: Option<u32>,
+    aio: &'static str,
+}
+
+/// What a storage daemon was started for.
+#[derive(Debug, Serialize, Deserialize)]
+struct Mark {
+    volume: VolumeId,
+    epoch: Epoch,
+}
+
+impl QemuNode {
+    /// A node that keeps local copies in the directory `pool`. Members of `guest_group` may connect to the guests' sockets.
+    pub async fn new(plane: Plane, pool_name: &str, pool: impl Into<PathBuf>, guest_group: Option<u32>) -> Self {
+        let aio = plane.asynchronous_io().await;
+        Self { plane, pool_name: pool_name.into(), pool: pool.into(), guest_group, aio }
+    }
+
+    fn qsd(&self, volume: VolumeId) -> Qsd {
+        self.plane.qsd(volume, "")
+    }
+
+    fn local(&self, volume: VolumeId) -> Local {
+        Local::new(&self.pool, volume)
+    }
+
+    async fn look(&self, volume: VolumeId) -> NodeFacts {
+        let local = self.local(volume);
+        let file = local.look();
+        let qsd = match self.look_at_daemon(volume, &local).await {
+            Ok(facts) => Fact::Known(facts),
+            Err(error) => Fact::Unknown(error.to_string()),
+        };
+        NodeFacts { qsd, local: file }
+    }
+
+    async fn look_at_daemon(&self, volume: VolumeId, local: &Local) -> Result<Option<QsdFacts>, HostError> {
+        let qsd = self.qsd(volume);
+        let Some(mut session) = Session::find(&qsd).await? else { return Ok(None) };
+        let mark: Mark = qsd.mark().map_err(during("tell what the storage daemon was started for"))?;
+        let graph = session.graph().await?;
+        facts(&graph, mark.epoch, local.scratch().exists()).map(Some)
+    }
+
+    async fn carry_out(&self, volume: VolumeId, step: NodeStep) -> Result<StepResult, HostError> {
+        let at = Steps { host: self, volume, qsd: self.qsd(volume), local: self.local(volume) };
+        match step {
+            NodeStep::Start { epoch, over, endpoint } => at.start(epoch, over, endpoint.as_ref()).await?,
+            NodeStep::Stop { force } => at.stop(force).await?,
+            NodeStep::AddGuest { device } => at.add_guest(device).await?,
+            NodeStep::RemoveGuest { force } => at.remove_guest(force).await?,
+            NodeStep::Reattach { endpoint } => at.reattach(&endpoint).await?,
+            NodeStep::CreateLocal { epoch, size } => at.local.create(epoch, size.bytes())?,
+            NodeStep::RemoveLocal => at.remove_local().await?,
+            NodeStep::OpenLocal => at.open_local().await?,
+            NodeStep::StartCopy => at.start_copy().await?,
+            NodeStep::ResumeCopy => at.resume_copy().await?,
+            NodeStep::CancelCopy => at.cancel_copy().await?,
+            NodeStep::ReserveLocal => at.reserve_local().await?,
+            NodeStep::CompleteCopy => at.session().await?.complete("copy").await?,
+            NodeStep::AddBitmap { since } => at.add_bitmap(since).await?,
+            NodeStep::FinalizeCopy => at.session().await?.finalize("copy").await?,
+            NodeStep::DetachRemote => at.detach_remote().await?,
+            NodeStep::FreezeBitmap { push } => at.freeze_bitmap(push).await?,
+            NodeStep::InsertFleece => at.insert_fleece().await?,
+            NodeStep::OpenSource { full } => at.open_source(full).await?,
+            NodeStep::OpenIncoming { endpoint } => at.open_incoming(&endpoint).await?,
+            NodeStep::StartPush { push, full } => at.start_push(push, full).await?,
+            NodeStep::DigestPush { full } => return at.digest_push(full).await,
+            NodeStep::EndPush => at.end_push().await?,
+            NodeStep::DropBitmap { since } => at.drop_bitmap(since).await?,
+            NodeStep::RevertBitmap => at.revert_bitmap().await?,
+            NodeStep::OpenBack { endpoint } => at.open_back(&endpoint).await?,
+            NodeStep::StartBack { full } => at.start_back(full).await?,
+            NodeStep::CompleteBack => at.complete_back().await?,
+            NodeStep::FinalizeBack => at.finalize_back().await?,
+            NodeStep::CancelBack => at.cancel_back().await?,
+        }
+        Ok(StepResult::Done)
+    }
+
+    /// The socket a guest connects to.
+    fn socket(&self, volume: VolumeId, kind: DeviceKind) -> PathBuf {
+        self.qsd(volume).dir().join(match kind {
+            DeviceKind::Nbd => "guest.sock",
+            DeviceKind::VhostUserBlk => "vhost.sock",
+        })
+    }
+}
+
+impl NodeHost for QemuNode {
+    fn observe(&self, volume: VolumeId) -> Work<'_, NodeFacts> {
+        boxed(self.look(volume))
+    }
+
+    fn run(&self, volume: VolumeId, step: NodeStep) -> Work<'_, Result<StepResult, HostError>> {
+        boxed(self.carry_out(volume, step))
+    }
+
+    fn device(&self, volume: VolumeId, kind: DeviceKind) -> String {
+        let socket = self.socket(volume, kind);
+        match kind {
+            DeviceKind::Nbd => format!("nbd+unix:///{GUEST}?socket={}", socket.display()),
+            DeviceKind::VhostUserBlk => socket.display().to_string(),
+        }
+    }
+
+    fn users(&self, volume: VolumeId) -> Work<'_, Result<Vec<Holder>, HostError>> {
+        boxed(async move {
+            let sockets = [DeviceKind::Nbd, DeviceKind::VhostUserBlk].map(|kind| self.socket(volume, kind));
+            users::of(&sockets).await
+        })
+    }
+
+    fn pools(&self) -> Work<'_, Vec<PoolReport>> {
+        boxed(async move { vec![pool_report(&self.pool_name, &self.pool)] })
+    }
+}
+
+/// The steps on one volume.
+struct Steps<'a> {
+    host: &'a QemuNode,
+    volume: VolumeId,
+    qsd: Qsd,
+    local: Local,
+}
+
+impl Steps<'_> {
+    async fn session(&self) -> Result<Session, HostError> {
+        Session::with(&self.qsd).await
+    }
+}
+
+fn throttle(below: &str) -> Value {
+    json!({"driver": "throttle", "node-name": "top", "throttle-group": "unlimited", "discard": "unmap", "file": below})
+}
+
+/// Moves `top` onto another node: one moment for the guest.
+async fn put_top_on(session: &mut Session, graph: &Graph, below: &str) -> Result<(), HostError> {
+    if graph.under("top") != Some(below) {
+        session.call("blockdev-reopen", json!({"options": [throttle(below)]})).await?;
+    }
+    Ok(())
+}
+
+/// A connection to an export as node options. With `delay` 0 a break is an error at once.
+fn connection(endpoint: &Endpoint, credentials: &str, delay: u32) -> Value {
+    json!({
+        "driver": "nbd", "export": endpoint.export, "discard": "unmap", "reconnect-delay": delay,
+        "server": {"type": "inet", "host": endpoint.host, "port": endpoint.port.to_string(), "keep-alive": true},
+        "tls-creds": credentials, "tls-hostname": endpoint.server,
+    })
+}
+
+/// Opens a connection as `node`, with the certificate as it is in its file now.
+async fn connect(
+    host: &QemuNode,
+    session: &mut Session,
+    graph: &Graph,
+    node: &str,
+    endpoint: &Endpoint,
+    delay: u32,
+) -> Result<(), HostError> {
+    if graph.has(node) {
+        return Ok(());
+    }
+    let credentials = format!("tls.{node}");
+    session.remove_object(graph, &credentials).await?;
+    knock(endpoint).await?;
+    session.call("object-add", host.plane.credentials(&credentials, "client")).await?;
+    let opened = session.add(graph, node, connection(endpoint, &credentials, delay)).await;
+    opened.map_err(during(format!("open the export {} of {}", endpoint.export, endpoint.server)))
+}
+
+/// Closes a connection.
+async fn disconnect(session: &mut Session, graph: &Graph, node: &str) -> Result<(), HostError> {
+    session.remove(graph, node).await?;
+    Ok(session.remove_object(graph, &format!("tls.{node}")).await?)
+}
+
+fn bitmap_name(since: Incremental) -> String {
+    match since {
+        Incremental::Pivot => "wb.pivot".to_owned(),
+        Incremental::Unknown => "wb.unknown".to_owned(),
+        Incremental::Snapshot(snapshot) => format!("wb.{}", snapshot.0),
+    }
+}
+
+fn bitmap_since(name: &str) -> Option<Incremental> {
+    match name.strip_prefix("wb.")? {
+        "pivot" => Some(Incremental::Pivot),
+        "unknown" => Some(Incremental::Unknown),
+        uuid => Some(Incremental::Snapshot(format!("IMG-STORAGE-{uuid}").parse().ok()?)),
+    }
+}
+
+/// Our bitmaps on `top`, oldest first.
+fn ours(graph: &Graph) -> Vec<Bitmap> {
+    let known =
+        |b: &super::graph::BitmapInfo| Some(Bitmap { since: bitmap_since(&b.name)?, recording: b.recording, dirty: b.count });
+    graph.bitmaps("top").iter().filter_map(known).collect()
+}
+
+/// The export names of the open bring-back connections, when both are open and `top` does not lie on them yet.
+fn back_of(graph: &Graph) -> Option<&str> {
+    graph.named("back.").find(|export| {
+        let node = format!("back.{export}");
+        graph.has(&format!("back2.{export}")) && !graph.chain("top").any(|below| below == node)
+    })
+}
+
+/// A disabled bitmap on `node` with everything that ours mark. Filled or not there at all: one that is empty by accident would
+/// move nothing and call it everything.
+fn merged(graph: &Graph, node: &str, name: &str) -> Vec<(&'static str, Value)> {
+    let sources: Vec<Value> = ours(graph).iter().map(|b| json!({"node": "top", "name": bitmap_name(b.since)})).collect();
+    let add = json!({"node": node, "name": name, "granularity": GRANULARITY, "disabled": true});
+    let merge = json!({"node": node, "target": name, "bitmaps": sources});
+    vec![("block-dirty-bitmap-add", add), ("block-dirty-bitmap-merge", merge)]
+}
+
+/// What `top` lies on; for the NAS also the export's name.
+fn layer(graph: &Graph) -> Result<(Layer, Option<String>), HostError> {
+    let chain: Vec<&str> = graph.chain("top").collect();
+    let on = |prefix: &str| chain.iter().find_map(|node| node.strip_prefix(prefix));
+    match on("nas.").or_else(|| on("back.")) {
+        Some(export) => Ok((Layer::Remote, Some(export.to_owned()))),
+        None if chain.contains(&"local") => Ok((Layer::Local, None)),
+        None => Err(HostError(format!("the guest's device lies on {chain:?}, which is nothing of ours"))),
+    }
+}
+
+/// The facts that a graph shows.
+fn facts(graph: &Graph, epoch: Epoch, scratch: bool) -> Result<QsdFacts, HostError> {
+    let (top, below) = layer(graph)?;
+    let job = |id: &str| graph.jobs.get(id).cloned();
+    let push = graph.jobs.iter().find_map(|(id, job)| {
+        let uuid = id.strip_prefix("push-")?;
+        Some((format!("IMG-STORAGE-{uuid}").parse().ok()?, job.clone()))
+    });
+    let fleece = graph.chain("top").any(|node| node == "cbw");
+    let snapshotting = Snapshotting {
+        fleece,
+        // A point in time that broke cannot be read any more: the transfer fails, and that is what is seen.
+        broken: false,
+        source: push::source(graph).is_some(),
+        incoming: graph.has("inc"),
+        leftovers: !fleece && (scratch || ["cbw", "fl", "snap"].iter().any(|node| graph.has(node))),
+    };
+    Ok(QsdFacts {
+        epoch,
+        top,
+        remote: below.or_else(|| graph.named("nas.").next().map(str::to_owned)),
+        local: graph.has("local"),
+        guest: graph.exports.contains_key(GUEST),
+        copy: job("copy"),
+        bitmaps: ours(graph),
+        snapshotting,
+        push,
+        back: back_of(graph).map(str::to_owned),
+        back_mirror: job("back"),
+        back_fill: job("backfill"),
+    })
+}
+
+/// Whether a job is there and has not failed.
+fn goes_on(graph: &Graph, id: &str) -> bool {
+    graph.jobs.get(id).is_some_and(|job| !matches!(job.state, JobState::Failed(_)))
+}

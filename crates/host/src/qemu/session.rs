@@ -1,0 +1,205 @@
+//! One connection to a storage daemon and the few verbs the steps are made of. Each looks before it acts.
+
+use std::time::Duration;
+
+use img_storage_model::node::{Job, JobState};
+use serde_json::{Value, json};
+use tokio::time::{Instant, sleep};
+
+use super::graph::{self, Graph};
+use crate::HostError;
+use crate::qmp::{Qmp, QmpError};
+use crate::qsd::{Found, Qsd};
+
+/// For one command. Some wait until requests in flight have ended, which may wait for a NAS.
+const ANSWER: Duration = Duration::from_secs(70);
+/// For a job to reach a state that needs no more data to move.
+const TURN: Duration = Duration::from_secs(60);
+const TICK: Duration = Duration::from_millis(1);
+
+impl From<QmpError> for HostError {
+    fn from(error: QmpError) -> Self {
+        HostError(error.to_string())
+    }
+}
+
+pub(super) struct Session {
+    qmp: Qmp,
+}
+
+impl Session {
+    /// Connects to a daemon that must run.
+    pub(super) async fn with(qsd: &Qsd) -> Result<Self, HostError> {
+        Self::find(qsd).await?.ok_or_else(|| HostError(format!("no storage daemon runs in {}", qsd.dir().display())))
+    }
+
+    /// Connects to a daemon that may be gone.
+    pub(super) async fn find(qsd: &Qsd) -> Result<Option<Self>, HostError> {
+        match qsd.find().await {
+            Found::Running(qmp) => Ok(Some(Self { qmp })),
+            Found::Gone => Ok(None),
+            Found::Unknown(why) => Err(HostError(why)),
+        }
+    }
+
+    pub(super) async fn call(&mut self, command: &str, arguments: Value) -> Result<Value, QmpError> {
+        let begin = Instant::now();
+        let answer = self.qmp.execute(command, arguments, ANSWER).await;
+        tracing::trace!(command, took = ?begin.elapsed(), ok = answer.is_ok(), "qmp");
+        answer
+    }
+
+    pub(super) async fn graph(&mut self) -> Result<Graph, HostError> {
+        let answers = [
+            self.call("x-debug-query-block-graph", json!({})).await?,
+            self.call("query-named-block-nodes", json!({"flat": true})).await?,
+            self.call("query-jobs", json!({})).await?,
+            self.call("query-block-jobs", json!({})).await?,
+            self.call("query-block-exports", json!({})).await?,
+            self.call("qom-list", json!({"path": "/objects"})).await?,
+        ];
+        Graph::read(&answers).map_err(|error| HostError(error.to_string()))
+    }
+
+    /// Adds a node unless it is there.
+    pub(super) async fn add(&mut self, graph: &Graph, node: &str, mut options: Value) -> Result<(), QmpError> {
+        if graph.has(node) {
+            return Ok(());
+        }
+        options["node-name"] = node.into();
+        self.call("blockdev-add", options).await.map(drop)
+    }
+
+    /// Removes a node if it is there.
+    pub(super) async fn remove(&mut self, graph: &Graph, node: &str) -> Result<(), QmpError> {
+        if graph.has(node) {
+            self.call("blockdev-del", json!({"node-name": node})).await?;
+        }
+        Ok(())
+    }
+
+    /// Removes an object if it is there.
+    pub(super) async fn remove_object(&mut self, graph: &Graph, id: &str) -> Result<(), QmpError> {
+        if graph.objects.iter().any(|object| object == id) {
+            self.call("object-del", json!({"id": id})).await?;
+        }
+        Ok(())
+    }
+
+    /// Removes a bitmap if it is there.
+    pub(super) async fn remove_bitmap(&mut self, graph: &Graph, node: &str, bitmap: &str) -> Result<(), QmpError> {
+        if graph.has_bitmap(node, bitmap) {
+            self.call("block-dirty-bitmap-remove", json!({"node": node, "name": bitmap})).await?;
+        }
+        Ok(())
+    }
+
+    pub(super) async fn transaction(&mut self, actions: Vec<(&str, Value)>) -> Result<(), QmpError> {
+        let actions: Vec<Value> = actions.into_iter().map(|(kind, data)| json!({"type": kind, "data": data})).collect();
+        self.call("transaction", json!({"actions": actions})).await.map(drop)
+    }
+
+    /// Removes an export, cutting clients off, and waits until it is gone.
+    pub(super) async fn remove_export(&mut self, id: &str) -> Result<(), HostError> {
+        let end = Instant::now() + TURN;
+        let mut asked = false;
+        loop {
+            let exports = self.call("query-block-exports", json!({})).await?;
+            let found = exports.as_array().into_iter().flatten().find(|export| export["id"] == id);
+            let Some(found) = found else { return Ok(()) };
+            if !asked && found["shutting-down"] != true {
+                self.call("block-export-del", json!({"id": id, "mode": "hard"})).await?;
+                asked = true;
+                continue;
+            }
+            if Instant::now() > end {
+                return Err(HostError(format!("the export {id} is not gone after {TURN:?}: its clients' requests do not end")));
+            }
+            sleep(TICK).await;
+        }
+    }
+
+    /// A job as it is now.
+    pub(super) async fn job(&mut self, id: &str) -> Result<Option<Job>, HostError> {
+        let jobs = self.call("query-jobs", json!({})).await?;
+        let block_jobs = self.call("query-block-jobs", json!({})).await?;
+        let mut jobs = graph::read_jobs(&jobs, &block_jobs).map_err(|error| HostError(error.to_string()))?;
+        Ok(jobs.remove(id))
+    }
+
+    /// Waits until a job is over; `None` when it is not there (any more).
+    async fn over(&mut self, id: &str) -> Result<Option<JobState>, HostError> {
+        let end = Instant::now() + TURN;
+        loop {
+            match self.job(id).await?.map(|job| job.state) {
+                Some(state @ (JobState::Done | JobState::Failed(_))) => return Ok(Some(state)),
+                None => return Ok(None),
+                Some(state) if Instant::now() > end => {
+                    return Err(HostError(format!("the job {id} is still {state:?} after {TURN:?}")));
+                }
+                Some(_) => sleep(TICK).await,
+            }
+        }
+    }
+
+    pub(super) async fn dismiss(&mut self, id: &str) -> Result<(), QmpError> {
+        self.call("job-dismiss", json!({"id": id})).await.map(drop)
+    }
+
+    /// Lets a pending job take effect, waits until it is over and dismisses it. Nothing is to be done when it is not there.
+    pub(super) async fn finalize(&mut self, id: &str) -> Result<(), HostError> {
+        match self.job(id).await?.map(|job| job.state) {
+            None => return Ok(()),
+            Some(JobState::Pending) => drop(self.call("job-finalize", json!({"id": id})).await?),
+            Some(JobState::Done) => {}
+            Some(state) => return Err(HostError(format!("the job {id} is {state:?} and cannot be finalized"))),
+        }
+        match self.over(id).await? {
+            Some(JobState::Failed(why)) => {
+                self.dismiss(id).await?;
+                Err(HostError(format!("the job {id} failed at its end: {why}")))
+            }
+            Some(_) => Ok(self.dismiss(id).await?),
+            None => Ok(()),
+        }
+    }
+
+    /// Ends a job that has not taken effect, whatever its state, and dismisses it.
+    pub(super) async fn cancel(&mut self, id: &str) -> Result<(), HostError> {
+        match self.job(id).await?.map(|job| job.state) {
+            None => return Ok(()),
+            Some(JobState::Done | JobState::Failed(_)) => {}
+            Some(_) => match self.call("job-cancel", json!({"id": id})).await {
+                // It may have ended by itself just now.
+                Ok(_) | Err(QmpError::Refused { .. }) => {}
+                Err(error) => return Err(error.into()),
+            },
+        }
+        if self.over(id).await?.is_some() {
+            self.dismiss(id).await?;
+        }
+        Ok(())
+    }
+
+    /// Tells a mirror or commit that has caught up to complete.
+    pub(super) async fn complete(&mut self, id: &str) -> Result<(), HostError> {
+        match self.job(id).await?.map(|job| job.state) {
+            Some(JobState::Ready) => drop(self.call("job-complete", json!({"id": id})).await?),
+            Some(JobState::Pending | JobState::Done) => return Ok(()),
+            None => return Err(HostError(format!("there is no job {id}"))),
+            Some(state) => return Err(HostError(format!("the job {id} is {state:?} and cannot be completed"))),
+        }
+        let end = Instant::now() + TURN;
+        loop {
+            match self.job(id).await?.map(|job| job.state) {
+                Some(JobState::Pending | JobState::Done) => return Ok(()),
+                Some(JobState::Failed(why)) => return Err(HostError(format!("the job {id} failed while completing: {why}"))),
+                None => return Err(HostError(format!("the job {id} is gone"))),
+                Some(state) if Instant::now() > end => {
+                    return Err(HostError(format!("the job {id} is still {state:?} after {TURN:?}")));
+                }
+                Some(_) => sleep(TICK).await,
+            }
+        }
+    }
+}
