@@ -13,7 +13,6 @@ pub mod node;
 pub mod pki;
 mod rate;
 mod retry;
-#[path = "roles_standin.rs"]
 pub mod roles;
 pub mod store;
 pub mod tasks;

@@ -10,18 +10,18 @@ use crate::{
     layout::{Layout, Lock},
     nas::{self, Nas},
     node::{self, Node},
-    pki::Pki,
+    pki::{self, Pki},
     store::{Journal, NasStore, NodeStore},
     tasks::Running,
 };
-use img_storage_host::qemu::{NasSetup, NodeSetup, QemuNas, QemuNode};
+use img_storage_host::qemu::{Plane, nas::QemuNas, node::QemuNode, pool};
 use img_storage_model::{Fault, HostName, Interval, PoolName};
 use std::{
     collections::BTreeMap,
     fs,
     net::{IpAddr, Ipv4Addr},
     os::unix::fs::PermissionsExt as _,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
@@ -34,6 +34,10 @@ use tokio::{
 const STEP_DEADLINE: Duration = Duration::from_secs(60);
 /// How old the NAS's copy may get when nothing is configured, in seconds.
 const FREQUENCY: u64 = 60;
+/// Where exports listen: below the ports that the kernel gives to outgoing connections.
+const PORTS: std::ops::RangeInclusive<u16> = 20_000..=29_999;
+/// The name of a node's pool for local copies.
+const LOCAL_POOL: &str = "local";
 /// How many nodes `up` runs when nothing is configured.
 const NODES: u16 = 2;
 
@@ -73,7 +77,16 @@ fn frontend_name(config: &Config) -> Result<HostName, Fault> {
     named(None, config.frontend.name.as_ref(), "frontend")
 }
 
-fn start_nas(
+/// What a role's host verbs need: its storage daemons' directory and its certificates.
+fn plane(dir: &Path, pki: &Pki, name: &HostName) -> Result<Plane, Fault> {
+    Ok(Plane::new(dir.join("run"), pki.host(name)?, pki::ORGANISATION))
+}
+
+fn claim(path: &Path, host: &HostName, name: &str) -> Result<(), Fault> {
+    pool::claim(path, host.as_str(), name).map_err(|e| Fault::refused(e.to_string()).next("name an empty directory, or one that was this pool"))
+}
+
+async fn start_nas(
     layout: &Layout,
     config: &Config,
     frequency: Option<Interval>,
@@ -84,28 +97,30 @@ fn start_nas(
     let dir = layout.host(name)?;
     let tank = || Ok::<_, Fault>(BTreeMap::from([(PoolName::new("tank")?, layout.pools(name).join("tank"))]));
     let pools = if config.nas.pools.is_empty() { tank()? } else { config.nas.pools.clone() };
-    let address = config.nas.address.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
-    let setup = NasSetup { name: name.clone(), pools, run_dir: dir.join("run"), certificates: pki.host(name)?, address };
-    let host = QemuNas::new(setup).map_err(|e| Fault::failed(e.to_string()))?;
+    for (pool, path) in &pools {
+        claim(path, name, pool.as_str())?;
+    }
+    let store = NasStore::open(&dir.join("ledger.db"))?;
+    let journal = Journal::open(&dir.join("journal.db"))?;
+    let address = config.nas.address.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST)).to_string();
+    let host = QemuNas::new(plane(&dir, pki, name)?, pools, &address, PORTS).await;
     let settings = nas::Config {
         frontend: frontend_name(config)?,
-        address: address.to_string(),
+        address,
         frequency: frequency.or(config.frequency).map_or_else(|| Interval::seconds(FREQUENCY), Ok)?,
         step_deadline: STEP_DEADLINE,
     };
-    let store = NasStore::open(&dir.join("ledger.db"))?;
-    let journal = Journal::open(&dir.join("journal.db"))?;
     Nas::start(settings, Arc::new(host), store, journal, member, Clock::System, Ids::random())
 }
 
-fn start_node(layout: &Layout, config: &Config, name: &HostName, pki: &Pki, member: Member) -> Result<Running, Fault> {
+async fn start_node(layout: &Layout, config: &Config, name: &HostName, pki: &Pki, member: Member) -> Result<Running, Fault> {
     let dir = layout.host(name)?;
     let pool = config.vm.pool.clone().map_or_else(|| dir.join("pool"), |pool| pool.join(name.as_str()));
-    let setup = NodeSetup { name: name.clone(), pool, run_dir: dir.join("run"), certificates: pki.host(name)? };
-    let host = QemuNode::new(setup).map_err(|e| Fault::failed(e.to_string()))?;
-    let settings = node::Config { frontend: frontend_name(config)?, step_deadline: STEP_DEADLINE };
+    claim(&pool, name, LOCAL_POOL)?;
     let store = NodeStore::open(&dir.join("ledger.db"))?;
     let journal = Journal::open(&dir.join("journal.db"))?;
+    let host = QemuNode::new(plane(&dir, pki, name)?, LOCAL_POOL, pool, None).await;
+    let settings = node::Config { frontend: frontend_name(config)?, step_deadline: STEP_DEADLINE };
     Node::start(settings, Arc::new(host), store, journal, member, Clock::System)
 }
 
@@ -151,11 +166,11 @@ pub async fn up(options: UpOptions) -> Result<(), Fault> {
     let pki = Pki::open(&layout.pki())?;
     let exchange = Exchange::new();
     let nas_name = named(None, config.nas.name.as_ref(), "nas-0-0")?;
-    let mut running = vec![start_nas(&layout, &config, options.frequency, &nas_name, &pki, exchange.join(&nas_name)?)?];
+    let mut running = vec![start_nas(&layout, &config, options.frequency, &nas_name, &pki, exchange.join(&nas_name)?).await?];
     let nodes = options.nodes.or(config.vm.nodes).unwrap_or(NODES);
     for n in 0..nodes {
         let name = HostName::new(format!("compute-0-{n}"))?;
-        running.push(start_node(&layout, &config, &name, &pki, exchange.join(&name)?)?);
+        running.push(start_node(&layout, &config, &name, &pki, exchange.join(&name)?).await?);
     }
     let _front = start_frontend(&layout, &frontend_name(&config)?, &pki, &exchange).await?;
     drop(pki);
@@ -190,7 +205,7 @@ pub async fn nas(options: RoleOptions) -> Result<(), Fault> {
     let _lock = Lock::take(&layout.host(&name)?)?;
     let pki = Pki::open(&layout.pki())?;
     let member = bus::socket::join(&options.bus.unwrap_or_else(|| layout.bus_socket()), &name).await?;
-    let _running = start_nas(&layout, &config, options.frequency, &name, &pki, member)?;
+    let _running = start_nas(&layout, &config, options.frequency, &name, &pki, member).await?;
     drop(pki);
     tracing::info!("ready: {name}, state in {}", layout.dir().display());
     until_told("the NAS daemon").await
@@ -207,7 +222,7 @@ pub async fn vm(options: RoleOptions) -> Result<(), Fault> {
     let _lock = Lock::take(&layout.host(&name)?)?;
     let pki = Pki::open(&layout.pki())?;
     let member = bus::socket::join(&options.bus.unwrap_or_else(|| layout.bus_socket()), &name).await?;
-    let _running = start_node(&layout, &config, &name, &pki, member)?;
+    let _running = start_node(&layout, &config, &name, &pki, member).await?;
     drop(pki);
     tracing::info!("ready: {name}, state in {}", layout.dir().display());
     until_told("the node daemon").await

@@ -346,7 +346,7 @@ impl Actor {
             NasChange::Unmapped => format!("unmapped from {node}"),
             NasChange::GiveUp => "given up".to_owned(),
             NasChange::Layer(layer) => format!("newest writes on the NAS: {layer:?}"),
-            NasChange::Deleted => return,
+            NasChange::Deleted | NasChange::NewPort => return,
         };
         tracing::info!(volume = %self.record.name, epoch = %self.record.epoch, "{what}");
         self.nas.journal.note(self.record.id, now, &what);

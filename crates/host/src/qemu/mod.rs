@@ -9,6 +9,7 @@
 pub mod graph;
 pub mod nas;
 pub mod node;
+pub mod pool;
 mod session;
 
 use std::fs::{self, File, OpenOptions};

@@ -260,6 +260,9 @@ pub fn after_error(v: &VolumeRecord, step: &NasStep, why: &str) -> Option<NasCha
     if v.stage == Stage::Creating || matches!(v.stage, Stage::Importing { complete: false, .. }) {
         return Some(NasChange::GiveUp);
     }
+    if matches!(step, NasStep::StartExport { .. }) && v.assign.is_none() {
+        return Some(NasChange::NewPort);
+    }
     let taking = matches!(step, NasStep::CreateIncoming { .. } | NasStep::ServeIncoming { .. } | NasStep::VerifyIncoming { .. });
     let pushing = v.mapping.as_ref().is_some_and(|m| m.push.as_ref().is_some_and(|p| !p.verified));
     (taking && pushing).then(|| NasChange::PushFailed { why: why.to_owned() })

@@ -152,6 +152,8 @@ pub enum NasChange {
         /// The guest is off.
         last: bool,
     },
+    /// The export's port is taken by somebody else: another one, which nobody has been told yet.
+    NewPort,
     /// The write-back under way is what the node said.
     Verified,
     /// The write-back under way came to nothing.
@@ -208,6 +210,7 @@ impl VolumeRecord {
                 mapping.push = Some(PushState { push, ordered: now, last: *last, port, verified: false });
                 mapping.sync_now = false;
             }
+            NasChange::NewPort => mapping.port = order().1,
             NasChange::Verified => {
                 if let Some(push) = &mut mapping.push {
                     push.verified = true;

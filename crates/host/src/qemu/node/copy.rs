@@ -67,7 +67,11 @@ impl Steps<'_> {
 
     /// The local file as a node. Where room was reserved for all of it, none is given back.
     fn local_node(&self) -> serde_json::Value {
-        let discard = if self.local.reserved() { "ignore" } else { "unmap" };
+        self.local_nodes(self.local.reserved())
+    }
+
+    fn local_nodes(&self, reserved: bool) -> serde_json::Value {
+        let discard = if reserved { "ignore" } else { "unmap" };
         let mut file = file_node(&self.local.file(), self.host.aio, true);
         file["node-name"] = "local.file".into();
         file["discard"] = discard.into();
@@ -175,7 +179,7 @@ impl Steps<'_> {
 
     pub(super) async fn resume_copy(&self) -> Result<(), HostError> {
         let mut session = self.session().await?;
-        if session.job("copy").await?.is_some_and(|job| job.state == JobState::Paused) {
+        if session.job("copy").await?.is_some_and(|job| matches!(job.state, JobState::Paused(_))) {
             session.call("block-job-resume", json!({"device": "copy"})).await?;
         }
         Ok(())
@@ -197,15 +201,16 @@ impl Steps<'_> {
     }
 
     pub(super) async fn reserve_local(&self) -> Result<(), HostError> {
-        let local = self.local.clone();
-        tokio::task::spawn_blocking(move || local.reserve()).await.map_err(during("reserve room"))??;
-        // What is reserved must not be given back: the nodes stop passing discards on.
+        // First the nodes stop giving room back, so that none of what is reserved now is lost again.
         if let Some(mut session) = Session::find(&self.qsd).await?
             && session.graph().await?.has("local")
         {
-            session.call("blockdev-reopen", json!({"options": [self.local_node()]})).await?;
+            let mut local = self.local_nodes(true);
+            let file = std::mem::replace(&mut local["file"], "local.file".into());
+            session.call("blockdev-reopen", json!({"options": [file, local]})).await?;
         }
-        Ok(())
+        let local = self.local.clone();
+        tokio::task::spawn_blocking(move || local.reserve()).await.map_err(during("reserve room"))?
     }
 
     pub(super) async fn add_bitmap(&self, since: Incremental) -> Result<(), HostError> {
