@@ -83,7 +83,8 @@ fn plane(dir: &Path, pki: &Pki, name: &HostName) -> Result<Plane, Fault> {
 }
 
 fn claim(path: &Path, host: &HostName, name: &str) -> Result<(), Fault> {
-    pool::claim(path, host.as_str(), name).map_err(|e| Fault::refused(e.to_string()).next("name an empty directory, or one that was this pool"))
+    pool::claim(path, host.as_str(), name)
+        .map_err(|e| Fault::refused(e.to_string()).next("name an empty directory, or one that was this pool"))
 }
 
 async fn start_nas(
@@ -126,7 +127,8 @@ async fn start_node(layout: &Layout, config: &Config, name: &HostName, pki: &Pki
 
 /// The front end's part of a process.
 struct Front {
-    _desk: Running,
+    desk: Arc<Desk>,
+    _running: Running,
     _bus: tokio::task::JoinHandle<()>,
     _http: tokio::task::JoinHandle<()>,
 }
@@ -141,8 +143,8 @@ async fn start_frontend(layout: &Layout, name: &HostName, pki: &Pki, exchange: &
     let listener = UnixListener::bind(&socket).map_err(bad)?;
     fs::set_permissions(&socket, fs::Permissions::from_mode(0o600)).map_err(bad)?;
     let bus = tokio::spawn(bus::socket::serve(Arc::clone(exchange), listener));
-    let http = http::serve(desk, &layout.api_socket()).await?;
-    Ok(Front { _desk: running, _bus: bus, _http: http })
+    let http = http::serve(Arc::clone(&desk) as Arc<dyn http::Office>, &layout.api_socket()).await?;
+    Ok(Front { desk, _running: running, _bus: bus, _http: http })
 }
 
 /// Waits for SIGINT or SIGTERM.
@@ -166,14 +168,18 @@ pub async fn up(options: UpOptions) -> Result<(), Fault> {
     let pki = Pki::open(&layout.pki())?;
     let exchange = Exchange::new();
     let nas_name = named(None, config.nas.name.as_ref(), "nas-0-0")?;
+    let front = start_frontend(&layout, &frontend_name(&config)?, &pki, &exchange).await?;
     let mut running = vec![start_nas(&layout, &config, options.frequency, &nas_name, &pki, exchange.join(&nas_name)?).await?];
     let nodes = options.nodes.or(config.vm.nodes).unwrap_or(NODES);
     for n in 0..nodes {
         let name = HostName::new(format!("compute-0-{n}"))?;
         running.push(start_node(&layout, &config, &name, &pki, exchange.join(&name)?).await?);
     }
-    let _front = start_frontend(&layout, &frontend_name(&config)?, &pki, &exchange).await?;
     drop(pki);
+    // Who reads "ready" may use every host named.
+    while front.desk.hosts().await.len() < usize::from(nodes) + 2 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
     tracing::info!("ready: {nas_name}, {nodes} nodes, state in {}", layout.dir().display());
     until_told("img-storage up").await
 }

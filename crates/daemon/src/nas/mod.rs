@@ -26,13 +26,18 @@ use jiff::Timestamp;
 use peers::Peers;
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 use tokio::sync::{mpsc, oneshot, watch};
 
 /// How often a daemon says that it is there.
 pub const HELLO_EVERY: Duration = Duration::from_secs(5);
+/// How soon it says so again to a front end that was not there.
+pub const HELLO_AGAIN: Duration = Duration::from_millis(300);
 
 /// What a NAS daemon is told at its start.
 pub struct Config {
@@ -84,6 +89,7 @@ pub struct Nas {
     pub(crate) peers: Peers,
     tasks: Tasks,
     started: Timestamp,
+    frontend_away: AtomicBool,
     entries: Mutex<BTreeMap<VolumeId, Entry>>,
     queries: Mutex<BTreeMap<RequestId, oneshot::Sender<Told>>>,
     answering: Mutex<BTreeSet<RequestId>>,
@@ -117,6 +123,7 @@ impl Nas {
             peers: Peers::default(),
             tasks: tasks.clone(),
             started,
+            frontend_away: AtomicBool::new(false),
             entries: Mutex::default(),
             queries: Mutex::default(),
             answering: Mutex::default(),
@@ -174,6 +181,9 @@ impl Nas {
 
     fn returned(self: &Arc<Self>, message: &Envelope) {
         self.peers.away(&message.to);
+        if message.to == self.config.frontend {
+            self.frontend_away.store(true, Ordering::Relaxed);
+        }
         if let Body::WhoUses { query, .. } = &message.body {
             self.told(*query, Err(format!("{} is not connected", message.to)));
         }
@@ -259,8 +269,13 @@ impl Nas {
             self.hello(node, true);
         }
         loop {
+            self.frontend_away.store(false, Ordering::Relaxed);
             self.hello(&self.config.frontend, false);
-            tokio::time::sleep(HELLO_EVERY).await;
+            // A front end that is only just starting is greeted soon.
+            tokio::time::sleep(HELLO_AGAIN).await;
+            if !self.frontend_away.load(Ordering::Relaxed) {
+                tokio::time::sleep(HELLO_EVERY - HELLO_AGAIN).await;
+            }
         }
     }
 

@@ -8,7 +8,7 @@ mod volume;
 use crate::{
     bus::{Delivery, Member, Post},
     clock::Clock,
-    nas::HELLO_EVERY,
+    nas::{HELLO_AGAIN, HELLO_EVERY},
     store::{Journal, NodeStore},
     tasks::{Running, Tasks},
 };
@@ -21,7 +21,10 @@ use img_storage_model::{
 use jiff::Timestamp;
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 use tokio::sync::mpsc;
@@ -44,6 +47,7 @@ pub struct Node {
     pub(crate) clock: Clock,
     tasks: Tasks,
     started: Timestamp,
+    frontend_away: AtomicBool,
     actors: Mutex<BTreeMap<VolumeId, mpsc::UnboundedSender<Mail>>>,
 }
 
@@ -80,6 +84,7 @@ impl Node {
             clock,
             tasks: tasks.clone(),
             started,
+            frontend_away: AtomicBool::new(false),
             actors: Mutex::default(),
         });
         let nases: BTreeSet<HostName> = records.iter().filter(|r| !r.has_ended()).map(|r| r.assign.nas.clone()).collect();
@@ -105,7 +110,11 @@ impl Node {
                     tracing::warn!(from = %message.from, "a message of version {} was dropped", message.v)
                 }
                 // The NAS is away: everything is told again when it is back.
-                Delivery::Unroutable(_) => {}
+                Delivery::Unroutable(message) => {
+                    if message.to == self.config.frontend {
+                        self.frontend_away.store(true, Ordering::Relaxed);
+                    }
+                }
             }
         }
     }
@@ -180,8 +189,13 @@ impl Node {
             self.hello(nas);
         }
         loop {
+            self.frontend_away.store(false, Ordering::Relaxed);
             self.hello(&self.config.frontend);
-            tokio::time::sleep(HELLO_EVERY).await;
+            // A front end that is only just starting is greeted soon.
+            tokio::time::sleep(HELLO_AGAIN).await;
+            if !self.frontend_away.load(Ordering::Relaxed) {
+                tokio::time::sleep(HELLO_EVERY - HELLO_AGAIN).await;
+            }
         }
     }
 }

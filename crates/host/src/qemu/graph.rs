@@ -146,7 +146,7 @@ pub fn read_jobs(jobs: &Value, block_jobs: &Value) -> Result<BTreeMap<String, Jo
     let block_jobs: Vec<Value> = parse("block jobs", block_jobs)?;
     let mut found = BTreeMap::new();
     for job in parse::<Vec<RawJob>>("jobs", jobs)? {
-        let held = block_jobs.iter().find(|b| b["device"] == job.id.as_str() && b["paused"] == true);
+        let held = block_jobs.iter().find(|b| b["device"] == job.id.as_str() && b["paused"] == true && b["io-status"] != "ok");
         let held = held.map(|b| match b["io-status"].as_str() {
             Some("nospace") => "no space left on the device",
             Some("failed") => "an I/O error",
