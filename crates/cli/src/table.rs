@@ -88,16 +88,14 @@ impl Table {
         Ok(())
     }
 
-    /// Takes from the widest column that may be cut until the line fits.
+    /// Narrows columns that may be cut until the line fits, from the right: what stands left names the row.
     fn fit(&self, widths: &mut [usize], limit: usize) {
-        loop {
-            let line = widths.iter().sum::<usize>() + 2 * widths.len().saturating_sub(1);
-            let over = line.saturating_sub(limit);
-            let widest = (0..widths.len()).filter(|i| self.columns[*i].cut && widths[*i] > NARROWEST).max_by_key(|i| widths[*i]);
-            let (Some(widest), 1..) = (widest, over) else { return };
-            let second = (0..widths.len()).filter(|i| self.columns[*i].cut && *i != widest).map(|i| widths[i]).max().unwrap_or(0);
-            let step = (widths[widest] - widths[widest].min(second.max(NARROWEST))).max(1);
-            widths[widest] -= step.min(over).min(widths[widest] - NARROWEST);
+        let line = widths.iter().sum::<usize>() + 2 * widths.len().saturating_sub(1);
+        let mut over = line.saturating_sub(limit);
+        for (column, width) in self.columns.iter().zip(widths).rev().filter(|(column, _)| column.cut) {
+            let less = over.min(width.saturating_sub(NARROWEST.max(column.name.len())));
+            *width -= less;
+            over -= less;
         }
     }
 }
@@ -188,9 +186,9 @@ mod tests {
         );
         assert_eq!(
             printed(&rows, Screen { width: Some(40), colour: false }),
-            "VOLUME             SIZE  NOTE\n\
-             nas-0-0:tank/vol1   35G  -\n\
-             nas-0-0:tank/a-m…  1.5T  stuck 3m: the n…\n"
+            "VOLUME                    SIZE  NOTE\n\
+             nas-0-0:tank/vol1          35G  -\n\
+             nas-0-0:tank/a-much-lon…  1.5T  stuck 3…\n"
         );
     }
 
