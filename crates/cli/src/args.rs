@@ -24,11 +24,11 @@ const CODES: &str = "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 refused, 4 n
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Everywhere")]
 pub struct Global {
-    /// Where the daemons keep their state [default: ~/.local/share/img-storage; for root /var/lib/img-storage]
-    #[arg(long, global = true, env = "IMG_STORAGE_DIR", hide_env_values = true, value_name = "DIR")]
+    /// Where the daemons keep their state [default: ~/.local/share/img-storage; for root /var/lib/img-storage] [env: IMG_STORAGE_DIR]
+    #[arg(long, global = true, value_name = "DIR")]
     pub dir: Option<PathBuf>,
-    /// The front end's socket [default: DIR/api.sock]
-    #[arg(long, global = true, env = "IMG_STORAGE_SOCKET", hide_env_values = true, value_name = "PATH")]
+    /// The front end's socket [default: DIR/api.sock] [env: IMG_STORAGE_SOCKET]
+    #[arg(long, global = true, value_name = "PATH")]
     pub socket: Option<PathBuf>,
     /// How results are printed
     #[arg(short, long, global = true, value_enum, value_name = "FORMAT", default_value_t)]
@@ -38,8 +38,8 @@ pub struct Global {
 impl Global {
     /// The state directory.
     pub fn dir(&self) -> Result<PathBuf, Fault> {
-        if let Some(dir) = self.dir.as_ref().filter(|dir| !dir.as_os_str().is_empty()) {
-            return std::path::absolute(dir).map_err(|error| Fault::failed(format!("cannot tell where {dir:?} is: {error}")));
+        if let Some(dir) = given(self.dir.as_ref(), "IMG_STORAGE_DIR") {
+            return std::path::absolute(&dir).map_err(|error| Fault::failed(format!("cannot tell where {dir:?} is: {error}")));
         }
         if rustix::process::geteuid().is_root() {
             return Ok("/var/lib/img-storage".into());
@@ -52,11 +52,19 @@ impl Global {
 
     /// The front end's socket.
     pub fn socket(&self) -> Result<PathBuf, Fault> {
-        match self.socket.as_ref().filter(|path| !path.as_os_str().is_empty()) {
-            Some(path) => Ok(path.clone()),
+        // --dir counts more than a socket from the environment.
+        let variable = if self.dir.is_some() { "" } else { "IMG_STORAGE_SOCKET" };
+        match given(self.socket.as_ref(), variable) {
+            Some(path) => Ok(path),
             None => Ok(self.dir()?.join("api.sock")),
         }
     }
+}
+
+/// What was given, else the variable's value (read here, so that clap does not show it in its usage lines); empty is nothing.
+fn given(path: Option<&PathBuf>, variable: &str) -> Option<PathBuf> {
+    let from_variable = || if variable.is_empty() { None } else { std::env::var_os(variable).map(PathBuf::from) };
+    path.cloned().or_else(from_variable).filter(|path| !path.as_os_str().is_empty())
 }
 
 /// The verbs.

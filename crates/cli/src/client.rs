@@ -8,7 +8,7 @@ use img_storage_model::{
     Fault, RequestId, Selector,
     api::{HostView, VolumeView},
 };
-use serde::{Serialize, de::DeserializeOwned};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::{
     io::ErrorKind,
     path::{Path, PathBuf},
@@ -51,8 +51,13 @@ impl Client {
 
     /// The volumes.
     pub async fn volumes(&self, selector: Option<&Selector>) -> Result<Vec<VolumeView>, Fault> {
+        Ok(read::<wire::Volumes>(&self.volumes_unread(selector).await?)?.volumes)
+    }
+
+    /// The volumes as they come, for [`read`].
+    pub async fn volumes_unread(&self, selector: Option<&Selector>) -> Result<Bytes, Fault> {
         let query = selector.map(|s| format!("?selector={}", encode(&s.to_string()))).unwrap_or_default();
-        Ok(self.get::<wire::Volumes>(&format!("/api/volumes{query}")).await?.volumes)
+        self.bytes(&format!("/api/volumes{query}")).await
     }
 
     /// One volume.
@@ -67,11 +72,15 @@ impl Client {
 
     /// What a GET answers.
     pub async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, Fault> {
+        read(&self.bytes(path).await?)
+    }
+
+    async fn bytes(&self, path: &str) -> Result<Bytes, Fault> {
         let late = || {
             Fault::unreachable(format!("the front end at {} does not answer", self.socket.display()))
                 .next("see its log; img-storage status tells when it is back")
         };
-        read(&tokio::time::timeout(QUESTION, self.call(Method::GET, path, Bytes::new())).await.map_err(|_| late())??)
+        tokio::time::timeout(QUESTION, self.call(Method::GET, path, Bytes::new())).await.map_err(|_| late())?
     }
 
     /// An order to a volume: `map`, `unmap`, …
@@ -134,7 +143,8 @@ impl Client {
     }
 }
 
-fn read<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Fault> {
+/// An answer, understood.
+pub fn read<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, Fault> {
     serde_json::from_slice(bytes).map_err(|error| {
         Fault::failed(format!("the front end's answer cannot be read: {error}"))
             .next("see that the command and the front end are of the same version")

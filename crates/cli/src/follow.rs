@@ -15,6 +15,9 @@ use tokio::time::Instant;
 /// The longest an order or a wait takes.
 pub const DAY: Duration = Duration::from_secs(86_400);
 
+/// Seconds that a trouble must have lasted before it is taken for one that waits for the operator.
+const PASSING: i64 = 10;
+
 /// What a volume passes on the way from mapped to local.
 fn rung(phase: Phase) -> Option<u8> {
     match phase {
@@ -52,7 +55,8 @@ impl Goal {
         if reached {
             return Ok(true);
         }
-        if let Some(trouble) = v.stuck.as_ref().filter(|t| t.next_try.is_none()) {
+        let settled = |since: Timestamp| Timestamp::now().as_second() - since.as_second() >= PASSING;
+        if let Some(trouble) = v.stuck.as_ref().filter(|t| t.next_try.is_none() && settled(t.since)) {
             return Err(Fault::failed(format!("{name} is stuck on {}: {}", trouble.host, trouble.why))
                 .next(format!("img-storage show {name} tells what happened")));
         }
@@ -169,4 +173,32 @@ pub fn block_on<T>(work: impl Future<Output = Result<T, crate::stop::Stop>>) -> 
         .build()
         .map_err(|error| Fault::failed(format!("cannot start: {error}")))?;
     runtime.block_on(work)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn view(phase: Phase, sync: bool, stuck_for: Option<i64>) -> VolumeView {
+        let since = stuck_for.map(|s| (Timestamp::now() - jiff::SignedDuration::from_secs(s)).to_string());
+        serde_json::from_value(serde_json::json!({
+            "id": "00000000-0000-0000-0000-000000000001", "nas": "nas-0-0", "pool": "tank", "name": "vol1", "size": 1 << 20,
+            "phase": phase, "epoch": 1, "sync": sync, "write_backs": 0, "created": "2026-01-01T00:00:00Z",
+            "stuck": since.map(|since| serde_json::json!({ "host": "compute-0-0", "why": "x", "since": since })),
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn goals_are_reached_missed_or_waited_for() {
+        let check = |goal, phase, sync, stuck| Goal::Phase(goal).check(&view(phase, sync, stuck)).map_err(|fault| fault.kind);
+        assert_eq!(check(Phase::Remote, Phase::Local, true, None), Ok(true));
+        assert_eq!(check(Phase::Unmapped, Phase::Returning, true, None), Ok(false));
+        assert_eq!(check(Phase::Unmapped, Phase::Unmapped, false, None), Ok(true));
+        assert_eq!(check(Phase::Local, Phase::Copying, true, None), Ok(false));
+        assert_eq!(check(Phase::Local, Phase::Unmapped, false, None), Err(FaultKind::Failed));
+        assert_eq!(check(Phase::Local, Phase::Remote, false, None), Err(FaultKind::Invalid));
+        assert_eq!(check(Phase::Local, Phase::Copying, true, Some(1)), Ok(false));
+        assert_eq!(check(Phase::Local, Phase::Copying, true, Some(60)), Err(FaultKind::Failed));
+    }
 }

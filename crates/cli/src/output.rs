@@ -13,16 +13,11 @@ use std::io::{BufWriter, IsTerminal, StdoutLock, Write};
 /// How results are printed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum Output {
-    /// Columns for people
     #[default]
     Table,
-    /// More columns
     Wide,
-    /// Exact values
     Json,
-    /// Exact values
     Yaml,
-    /// Exact values, one line each, with a header
     Csv,
 }
 

@@ -6,18 +6,56 @@ use crate::{
     table::{Column, Table, elastic, number, text},
 };
 use img_storage_model::{
-    api::{HostView, Trouble, VolumeView},
-    messages::Role,
+    api::{HostView, Phase, Trouble, VolumeView},
+    messages::{Progress, Role},
     size::human_bytes,
 };
 use jiff::Timestamp;
+use serde::Deserialize;
+use std::borrow::Cow;
 
 fn some<T: ToString>(value: Option<T>) -> String {
     value.map(|v| v.to_string()).unwrap_or_default()
 }
 
+/// As much of a [`VolumeView`] as a table shows, borrowed from the answer: thousands of them are read and forgotten at once.
+#[derive(Debug, Deserialize)]
+pub struct Line<'a> {
+    #[serde(borrow)]
+    pub nas: Cow<'a, str>,
+    #[serde(borrow)]
+    pool: Cow<'a, str>,
+    #[serde(borrow)]
+    name: Cow<'a, str>,
+    size: u64,
+    allocated: Option<u64>,
+    pub phase: Phase,
+    #[serde(borrow)]
+    pub node: Option<Cow<'a, str>>,
+    epoch: u64,
+    #[serde(borrow)]
+    device: Option<Cow<'a, str>>,
+    lag: Option<u64>,
+    dirty: Option<u64>,
+    progress: Option<Progress>,
+    rate: Option<u64>,
+    write_backs: u64,
+    stuck: Option<Trouble>,
+    #[serde(borrow)]
+    notice: Option<Cow<'a, str>>,
+    #[serde(borrow)]
+    created: Cow<'a, str>,
+}
+
+/// The answer to `GET /api/volumes`.
+#[derive(Debug, Deserialize)]
+pub struct Lines<'a> {
+    #[serde(borrow)]
+    pub volumes: Vec<Line<'a>>,
+}
+
 /// Volumes.
-pub fn volumes(volumes: &[VolumeView], wide: bool, now: Timestamp) -> Table {
+pub fn volumes(volumes: &[Line], wide: bool, now: Timestamp) -> Table {
     let mut columns: Vec<Column> = vec![elastic("VOLUME"), number("SIZE"), text("PHASE"), elastic("NODE"), number("LAG")];
     if wide {
         columns.extend([
@@ -32,39 +70,46 @@ pub fn volumes(volumes: &[VolumeView], wide: bool, now: Timestamp) -> Table {
     columns.push(elastic("NOTE"));
     let mut table = Table::new(columns);
     for v in volumes {
-        let mut row = vec![
-            v.full_name(),
-            human_bytes(v.size.bytes()),
-            v.phase.to_string(),
-            v.node.as_ref().map(|n| n.as_str().to_owned()).unwrap_or_default(),
-            v.lag.map(human::seconds).unwrap_or_default(),
-        ];
+        table.cell(|to| to.extend([&*v.nas, ":", &*v.pool, "/", &*v.name]));
+        table.cell(|to| to.push_str(&human_bytes(v.size)));
+        table.cell(|to| to.push_str(&v.phase.to_string()));
+        table.cell(|to| to.push_str(v.node.as_deref().unwrap_or_default()));
+        table.cell(|to| to.extend(v.lag.map(human::seconds)));
         if wide {
-            row.extend([
-                v.allocated.map(human_bytes).unwrap_or_default(),
-                v.dirty.map(human_bytes).unwrap_or_default(),
-                v.epoch.0.to_string(),
-                v.write_backs.to_string(),
-                human::age(v.created, now),
-                v.device.clone().unwrap_or_default(),
-            ]);
+            table.cell(|to| to.extend(v.allocated.map(human_bytes)));
+            table.cell(|to| to.extend(v.dirty.map(human_bytes)));
+            table.cell(|to| to.push_str(&v.epoch.to_string()));
+            table.cell(|to| to.push_str(&v.write_backs.to_string()));
+            table.cell(|to| to.extend(v.created.parse().ok().map(|created| human::age(created, now))));
+            table.cell(|to| to.push_str(v.device.as_deref().unwrap_or_default()));
         }
-        row.push(note(v, now));
-        table.row(row, v.stuck.is_some());
+        let (stuck, notice) = (v.stuck.as_ref(), v.notice.as_deref());
+        table.cell(|to| to.push_str(&remarks(stuck, v.progress, v.rate, notice, now)));
+        table.end_row(stuck.is_some());
     }
     table
 }
 
 /// What a volume's phase does not tell.
 pub fn note(v: &VolumeView, now: Timestamp) -> String {
-    if let Some(trouble) = &v.stuck {
+    remarks(v.stuck.as_ref(), v.progress, v.rate, v.notice.as_deref(), now)
+}
+
+fn remarks(
+    trouble: Option<&Trouble>,
+    progress: Option<Progress>,
+    rate: Option<u64>,
+    notice: Option<&str>,
+    now: Timestamp,
+) -> String {
+    if let Some(trouble) = trouble {
         return stuck(trouble, now);
     }
-    let moving = v.progress.map(|p| format!("{}%, {}", human::percent(p.done, p.total), human::pace(p.done, p.total, v.rate)));
-    match (moving, &v.notice) {
+    let moving = progress.map(|p| format!("{}%, {}", human::percent(p.done, p.total), human::pace(p.done, p.total, rate)));
+    match (moving, notice) {
         (Some(moving), Some(notice)) => format!("{moving}; {notice}"),
         (Some(moving), None) => moving,
-        (None, notice) => notice.clone().unwrap_or_default(),
+        (None, notice) => notice.unwrap_or_default().to_owned(),
     }
 }
 

@@ -70,7 +70,8 @@ pub fn text(fault: &Fault, colour: bool) -> String {
 
 /// Text that others wrote, without what would move the cursor or break the line.
 pub fn clean(text: &str) -> std::borrow::Cow<'_, str> {
-    if text.chars().any(char::is_control) {
+    // Bytes decide for ASCII; the controls beyond it begin with 0xC2.
+    if text.bytes().any(|b| b < 0x20 || b == 0x7f || b == 0xc2) && text.chars().any(char::is_control) {
         text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect::<String>().into()
     } else {
         text.into()

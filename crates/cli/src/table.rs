@@ -1,7 +1,7 @@
 //! Aligned columns.
 //!
-//! Done here and not by comfy-table: a table that is printed need not be kept as cells of cells. See `list` in docs/cli.md for
-//! what 10,000 rows take.
+//! Done here and not by comfy-table: the cells are kept in one text and printed as they are measured. docs/cli.md says what
+//! 10,000 rows take.
 
 use crate::{output::Screen, stop::clean};
 use std::io::{self, Write};
@@ -37,39 +37,56 @@ pub const fn elastic(name: &'static str) -> Column {
 #[derive(Debug)]
 pub struct Table {
     columns: Vec<Column>,
-    cells: Vec<String>,
+    /// All cells, one after the other: a cell of its own allocation costs more than printing it.
+    text: String,
+    ends: Vec<usize>,
     bad: Vec<bool>,
 }
 
 impl Table {
     /// An empty one.
     pub fn new(columns: Vec<Column>) -> Self {
-        Table { columns, cells: Vec::new(), bad: Vec::new() }
+        Table { columns, text: String::new(), ends: Vec::new(), bad: Vec::new() }
     }
 
     /// Adds a row; one that is `bad` is shown in red.
     pub fn row(&mut self, cells: Vec<String>, bad: bool) {
-        debug_assert_eq!(cells.len(), self.columns.len());
+        cells.iter().for_each(|cell| self.cell(|text| text.push_str(cell)));
+        self.end_row(bad);
+    }
+
+    /// Adds a cell: what is written behind the text.
+    pub fn cell(&mut self, write: impl FnOnce(&mut String)) {
+        let start = self.text.len();
+        write(&mut self.text);
+        if let std::borrow::Cow::Owned(cleaned) = clean(&self.text[start..]) {
+            self.text.replace_range(start.., &cleaned);
+        }
+        if self.text.len() == start {
+            self.text.push('-');
+        }
+        self.ends.push(self.text.len());
+    }
+
+    /// Ends a row of cells.
+    pub fn end_row(&mut self, bad: bool) {
         self.bad.push(bad);
-        self.cells.extend(cells.into_iter().map(|cell| {
-            if cell.is_empty() {
-                "-".to_owned()
-            } else if let std::borrow::Cow::Owned(cleaned) = clean(&cell) {
-                cleaned
-            } else {
-                cell
-            }
-        }));
+        debug_assert_eq!(self.ends.len(), self.bad.len() * self.columns.len());
+    }
+
+    /// All cells, row by row.
+    fn cells(&self) -> impl Iterator<Item = &str> {
+        let starts = std::iter::once(0).chain(self.ends.iter().copied());
+        starts.zip(&self.ends).map(|(start, end)| &self.text[start..*end])
     }
 
     /// Prints it.
     pub fn write(&self, to: &mut impl Write, screen: Screen) -> io::Result<()> {
-        let count = self.columns.len();
         let mut widths: Vec<usize> = self.columns.iter().map(|column| column.name.len()).collect();
-        for row in self.cells.chunks_exact(count) {
-            for (width, cell) in widths.iter_mut().zip(row) {
-                *width = (*width).max(width_of(cell));
-            }
+        let count = widths.len();
+        for (at, cell) in self.cells().enumerate() {
+            let width = &mut widths[at % count];
+            *width = (*width).max(width_of(cell));
         }
         if let Some(limit) = screen.width {
             self.fit(&mut widths, limit);
@@ -79,8 +96,9 @@ impl Table {
             cell(&mut line, column.name, *width, column.right);
         }
         put(to, &mut line, screen, "1")?;
-        for (row, bad) in self.cells.chunks_exact(count).zip(&self.bad) {
-            for ((column, width), text) in self.columns.iter().zip(&widths).zip(row) {
+        let mut cells = self.cells();
+        for bad in &self.bad {
+            for ((column, width), text) in self.columns.iter().zip(&widths).zip(cells.by_ref().take(count)) {
                 cell(&mut line, text, *width, column.right);
             }
             put(to, &mut line, screen, if *bad { "31" } else { "" })?;
@@ -88,16 +106,14 @@ impl Table {
         Ok(())
     }
 
-    /// Takes from the widest column that may be cut until the line fits.
+    /// Narrows columns that may be cut until the line fits, from the right: what stands left names the row.
     fn fit(&self, widths: &mut [usize], limit: usize) {
-        loop {
-            let line = widths.iter().sum::<usize>() + 2 * widths.len().saturating_sub(1);
-            let over = line.saturating_sub(limit);
-            let widest = (0..widths.len()).filter(|i| self.columns[*i].cut && widths[*i] > NARROWEST).max_by_key(|i| widths[*i]);
-            let (Some(widest), 1..) = (widest, over) else { return };
-            let second = (0..widths.len()).filter(|i| self.columns[*i].cut && *i != widest).map(|i| widths[i]).max().unwrap_or(0);
-            let step = (widths[widest] - widths[widest].min(second.max(NARROWEST))).max(1);
-            widths[widest] -= step.min(over).min(widths[widest] - NARROWEST);
+        let line = widths.iter().sum::<usize>() + 2 * widths.len().saturating_sub(1);
+        let mut over = line.saturating_sub(limit);
+        for (column, width) in self.columns.iter().zip(widths).rev().filter(|(column, _)| column.cut) {
+            let less = over.min(width.saturating_sub(NARROWEST.max(column.name.len())));
+            *width -= less;
+            over -= less;
         }
     }
 }
@@ -188,9 +204,9 @@ mod tests {
         );
         assert_eq!(
             printed(&rows, Screen { width: Some(40), colour: false }),
-            "VOLUME             SIZE  NOTE\n\
-             nas-0-0:tank/vol1   35G  -\n\
-             nas-0-0:tank/a-m…  1.5T  stuck 3m: the n…\n"
+            "VOLUME                    SIZE  NOTE\n\
+             nas-0-0:tank/vol1          35G  -\n\
+             nas-0-0:tank/a-much-lon…  1.5T  stuck 3…\n"
         );
     }
 

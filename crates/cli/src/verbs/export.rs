@@ -33,13 +33,9 @@ pub struct Export {
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum Format {
-    /// The bytes as they are
     Raw,
-    /// QEMU's
     Qcow2,
-    /// VMware's
     Vmdk,
-    /// Hyper-V's
     Vhdx,
 }
 

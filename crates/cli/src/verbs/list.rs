@@ -1,7 +1,7 @@
 //! `list`: the volumes.
 
 use super::Context;
-use crate::{args::Watch, output::Output, rows, stop::Done};
+use crate::{args::Watch, client, output::Output, rows, stop::Done};
 use clap::Args;
 use img_storage_daemon::frontend::http::wire::Volumes;
 use img_storage_model::{HostName, Selector, api::Phase};
@@ -29,21 +29,26 @@ pub struct List {
 impl List {
     pub async fn run(self, mut context: Context) -> Done {
         super::again(&mut context, &self.watch, async |context| {
-            let mut volumes = context.client.volumes(self.volume.as_ref()).await?;
-            volumes.retain(|v| {
-                self.nas.as_ref().is_none_or(|nas| v.nas == *nas)
-                    && self.node.as_ref().is_none_or(|node| v.node.as_ref() == Some(node))
-                    && self.phase.is_none_or(|phase| v.phase == phase)
-            });
+            let unread = context.client.volumes_unread(self.volume.as_ref()).await?;
+            if context.out.format.for_people() {
+                let mut lines: rows::Lines = client::read(&unread)?;
+                lines.volumes.retain(|v| self.wanted(&v.nas, v.node.as_deref(), v.phase));
+                let wide = context.out.format == Output::Wide;
+                return context.out.table(&rows::volumes(&lines.volumes, wide, Timestamp::now()));
+            }
+            let mut all: Volumes = client::read(&unread)?;
+            all.volumes.retain(|v| self.wanted(v.nas.as_str(), v.node.as_ref().map(HostName::as_str), v.phase));
             match context.out.format {
-                Output::Table | Output::Wide => {
-                    let wide = context.out.format == Output::Wide;
-                    context.out.table(&rows::volumes(&volumes, wide, Timestamp::now()))
-                }
-                Output::Csv => context.out.value(&(), Some(&rows::volume_records(&volumes))),
-                Output::Json | Output::Yaml => context.out.value(&Volumes { volumes }, None),
+                Output::Csv => context.out.value(&(), Some(&rows::volume_records(&all.volumes))),
+                _ => context.out.value(&all, None),
             }
         })
         .await
+    }
+
+    fn wanted(&self, nas: &str, node: Option<&str>, phase: Phase) -> bool {
+        self.nas.as_ref().is_none_or(|wanted| wanted.as_str() == nas)
+            && self.node.as_ref().is_none_or(|wanted| Some(wanted.as_str()) == node)
+            && self.phase.is_none_or(|wanted| wanted == phase)
     }
 }

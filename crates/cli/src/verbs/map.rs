@@ -13,7 +13,7 @@ use img_storage_daemon::frontend::http::wire;
 use img_storage_model::{
     Fault, FaultKind, HostName, Selector, Size,
     api::{Phase, VolumeView},
-    messages::DeviceKind,
+    messages::{DeviceKind, Role},
 };
 use std::time::Duration;
 use tokio::time::Instant;
@@ -36,7 +36,7 @@ pub struct Map {
     /// Let the guest work on the NAS over the network [default]
     #[arg(long)]
     no_sync: bool,
-    /// How the guest reaches it
+    /// How the guest reaches it: an NBD or a vhost-user-blk server on a unix socket
     #[arg(long, value_enum, value_name = "KIND", default_value_t)]
     device: Device,
     #[command(flatten)]
@@ -47,10 +47,8 @@ pub struct Map {
 
 #[derive(Clone, Copy, Debug, Default, ValueEnum)]
 enum Device {
-    /// An NBD server on a unix socket
     #[default]
     Nbd,
-    /// A vhost-user-blk socket
     VhostUserBlk,
 }
 
@@ -75,7 +73,8 @@ impl Map {
         };
         let begun = Instant::now();
         let Some(volume) = self.volume(&mut context).await? else {
-            return context.out.line(&format!("would map it to {}", self.node));
+            let people = context.out.format.for_people();
+            return if people { context.out.line(&format!("would map it to {}", self.node)) } else { Ok(()) };
         };
         let usable = self.waiting.timeout.unwrap_or(Duration::from_secs(120));
         let order = wire::Map {
@@ -136,6 +135,10 @@ impl Map {
         };
         let outcome = context.client.post("/api/volumes", &order).await?;
         if outcome.dry_run {
+            if !context.client.hosts().await?.iter().any(|host| host.name == self.node && host.role == Role::Node) {
+                let fault = Fault::not_found(format!("no node {} was heard of", self.node));
+                return Err(fault.next("img-storage hosts shows those that were").into());
+            }
             context.would(&outcome)?;
             return Ok(None);
         }

@@ -44,7 +44,7 @@ fn print(context: &mut Context, status: &wire::Status) -> Done {
     let hosts = plural(status.hosts.len(), "host");
     context.out.line(&format!("img-storage {}: {hosts}{away}, {volumes}{phases}", status.version))?;
     if let Some(trouble) = &status.trouble {
-        remark(text(trouble, false).trim_end());
+        text(trouble, false).lines().for_each(remark);
     }
     if !status.stuck.is_empty() {
         let mut table = Table::new(vec![

@@ -1,0 +1,8 @@
+//! The built command against the real API server with a front end made up here.
+
+mod api;
+mod output;
+mod speed;
+mod support;
+mod usage;
+mod verbs;
