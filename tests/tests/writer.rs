@@ -4,6 +4,7 @@ use img_storage_host::qsd::Qsd;
 use img_storage_model::Extent;
 use img_storage_tests::{
     history::Violation,
+    processes,
     writer::{Device, Load, Trouble, Writer},
 };
 use std::{
@@ -49,12 +50,7 @@ impl Disk {
 
     fn kill(&self) {
         let pid = fs::read_to_string(self.qsd.dir().join("pid")).expect("a pid file");
-        let pid = rustix::process::Pid::from_raw(pid.trim().parse().expect("a number")).expect("a process");
-        rustix::process::kill_process(pid, rustix::process::Signal::KILL).expect("killed");
-        let line = format!("/proc/{}/cmdline", pid.as_raw_nonzero());
-        while fs::read(&line).is_ok_and(|line| !line.is_empty()) {
-            std::thread::sleep(Duration::from_millis(2));
-        }
+        processes::kill_and_wait(pid.trim().parse().expect("a number"));
     }
 }
 
