@@ -1,1 +1,11 @@
-//! tests
+//! What the tests, `cargo xtask demo` and `cargo xtask bench` share: a writer that knows what every block must contain, and
+//! the program's processes under control.
+//!
+//! [`stamp`] says what a block looks like, [`history`] what it may contain at any moment, [`writer`] puts load on a guest's
+//! device and checks what it reads; [`service`] starts and kills the program's roles, [`processes`] finds what they started.
+
+pub mod history;
+pub mod processes;
+pub mod service;
+pub mod stamp;
+pub mod writer;
