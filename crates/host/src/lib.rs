@@ -9,6 +9,7 @@ pub mod image;
 pub mod nbd;
 pub mod qmp;
 pub mod qsd;
+pub mod sim;
 
 use img_storage_model::{
     PoolName, VolumeId, VolumeName,
