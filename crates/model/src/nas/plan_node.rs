@@ -130,7 +130,8 @@ fn plan_back(m: &Mapping, f: &Seen<'_>, report: Option<&Report>) -> Decision {
 
 /// The node was allowed to pivot back: the overlay is kept whatever happens, until the node says what it did.
 pub(super) fn plan_maybe_nas(m: &Mapping, f: &Seen<'_>, report: Option<&Report>) -> Decision {
-    if report.is_some_and(|r| !r.pivoted) {
+    // While it switches, the pivot is written down there, but may still fail.
+    if report.is_some_and(|r| !r.pivoted && r.phase != NodePhase::Switching) {
         return Decision::Record(NasChange::Authority(Authority::Nas));
     }
     // The node has stored that it is not to come back, and has let go of the overlay: it can no longer pivot.
