@@ -61,6 +61,8 @@ fn plan_push(m: &Mapping, f: &Seen<'_>, push: &PushState, report: Option<&Report
         Some(incoming) if incoming.push != push.push => {
             return Decision::Do(NasStep::DiscardIncoming);
         }
+        // What a daemon that died had not written yet is missing, whatever could be read from it before.
+        Some(incoming) if push.verified && !incoming.serving => return failed("the incoming file's daemon ended before its time"),
         Some(_) if push.verified => return Decision::Do(NasStep::SealIncoming { push: push.push }),
         None if push.verified || matches!(result, Some(PushOutcome::Sent { .. })) => {
             return failed("the incoming file is gone");
