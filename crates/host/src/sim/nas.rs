@@ -65,18 +65,8 @@ impl NasMachine {
     fn facts(&self, volume: &VolumeRef) -> NasFacts {
         let place = (volume.pool.clone(), volume.name.clone());
         let none = Dir::default();
-        let dir = self.dirs.get(&place).unwrap_or(&none);
-        if self.dirs.contains_key(&place) && dir.mark != Some(volume.id) {
-            let why = || "the directory has another mark".to_owned();
-            return NasFacts {
-                disk: Fact::Unknown(why()),
-                export: Fact::Unknown(why()),
-                incoming: Fact::Unknown(why()),
-                pending: Fact::Unknown(why()),
-                overlay: Fact::Unknown(why()),
-                reader: Fact::Unknown(why()),
-            };
-        }
+        // What is another's, or nobody's, is not looked at further.
+        let dir = self.dirs.get(&place).filter(|d| d.mark == Some(volume.id)).unwrap_or(&none);
         let disk = dir.disk.as_ref().map(|d| {
             let bytes = |blocks: usize| blocks as u64 * super::state::BLOCK_BYTES;
             DiskFile { size: bytes(d.len()), allocated: bytes(d.iter().filter(|v| **v > 0).count()) }
@@ -223,7 +213,7 @@ impl SimNas {
                     .part(|s| {
                         let machine = s.machine(&self.name);
                         let place = (volume.pool.clone(), volume.name.clone());
-                        if !machine.dirs.contains_key(&place) {
+                        if machine.dirs.get(&place).is_none_or(|d| d.mark != Some(volume.id)) {
                             return Ok(());
                         }
                         let dir = machine.dir(volume)?;
