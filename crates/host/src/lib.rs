@@ -10,6 +10,7 @@ pub mod nbd;
 pub mod qemu;
 pub mod qmp;
 pub mod qsd;
+pub mod sim;
 
 use img_storage_model::{
     PoolName, VolumeId, VolumeName,

@@ -31,6 +31,8 @@ const OBSERVE_DEADLINE: Duration = Duration::from_secs(10);
 const LOOK_EVERY: Duration = Duration::from_secs(3);
 /// How often an assignment is sent again that the node has not answered.
 const RESEND_EVERY: Duration = Duration::from_secs(3);
+/// A node that has not said anything about its volume for so long is sent the assignment again, to which it answers.
+const SILENCE: Duration = Duration::from_secs(15);
 /// Steps that move bulk data may take this many times the ordinary deadline.
 const BULK: u32 = 60;
 
@@ -63,6 +65,7 @@ pub(crate) struct Actor {
     last_write_back: Option<WriteBack>,
     write_backs: u64,
     sent: Option<Instant>,
+    heard: Option<Instant>,
     failed: Option<Fault>,
     at_rest: bool,
     again: Option<(NasStep, u32)>,
@@ -91,6 +94,7 @@ impl Actor {
             last_write_back: None,
             write_backs: 0,
             sent: None,
+            heard: None,
             failed: None,
             at_rest: false,
             again: None,
@@ -371,7 +375,8 @@ impl Actor {
             return Ok(());
         }
         let answered = self.report.as_ref().is_some_and(|r| r.epoch == next.epoch && r.revision == next.revision);
-        if !answered && self.sent.is_none_or(|at| at.elapsed() >= RESEND_EVERY) {
+        let silent = self.heard.is_none_or(|at| at.elapsed() >= SILENCE);
+        if (!answered || silent) && self.sent.is_none_or(|at| at.elapsed() >= RESEND_EVERY) {
             self.send(next);
         }
         Ok(())
@@ -451,6 +456,7 @@ impl Actor {
     fn reported(&mut self, from: &HostName, report: Report) {
         match &self.record.mapping {
             Some(m) if m.node == *from && m.epoch == report.epoch => {
+                self.heard = Some(Instant::now());
                 if let Some(progress) = report.progress {
                     self.rate.at(progress.done, Instant::now());
                 } else {

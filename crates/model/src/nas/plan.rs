@@ -129,10 +129,9 @@ fn plan_delete(f: &Seen<'_>) -> Decision {
         Decision::Do(NasStep::StopReader)
     } else if f.incoming.is_some() {
         Decision::Do(NasStep::DiscardIncoming)
-    } else if f.disk {
-        Decision::Do(NasStep::RemoveDisk)
     } else {
-        Decision::Record(NasChange::Deleted)
+        // Also where there is no file: a creation that was cut off leaves a directory with our mark.
+        Decision::Do(NasStep::RemoveDisk)
     }
 }
 
@@ -243,6 +242,7 @@ pub fn after(v: &VolumeRecord, step: &NasStep, result: &StepResult) -> Option<Na
     let push = v.mapping.as_ref().and_then(|m| m.push.as_ref());
     match (step, result) {
         (NasStep::SyncDisk, _) if v.stage != Stage::Ready => Some(NasChange::Created),
+        (NasStep::RemoveDisk, _) if v.stage == Stage::Deleting => Some(NasChange::Deleted),
         (NasStep::VerifyIncoming { push: p, .. }, StepResult::Verified(same)) if push.is_some_and(|s| s.push == *p) => {
             Some(if *same {
                 NasChange::Verified

@@ -61,6 +61,8 @@ fn plan_push(m: &Mapping, f: &Seen<'_>, push: &PushState, report: Option<&Report
         Some(incoming) if incoming.push != push.push => {
             return Decision::Do(NasStep::DiscardIncoming);
         }
+        // What a daemon that died had not written yet is missing, whatever could be read from it before.
+        Some(incoming) if push.verified && !incoming.serving => return failed("the incoming file's daemon ended before its time"),
         Some(_) if push.verified => return Decision::Do(NasStep::SealIncoming { push: push.push }),
         None if push.verified || matches!(result, Some(PushOutcome::Sent { .. })) => {
             return failed("the incoming file is gone");
@@ -130,7 +132,8 @@ fn plan_back(m: &Mapping, f: &Seen<'_>, report: Option<&Report>) -> Decision {
 
 /// The node was allowed to pivot back: the overlay is kept whatever happens, until the node says what it did.
 pub(super) fn plan_maybe_nas(m: &Mapping, f: &Seen<'_>, report: Option<&Report>) -> Decision {
-    if report.is_some_and(|r| !r.pivoted) {
+    // While it switches, the pivot is written down there, but may still fail.
+    if report.is_some_and(|r| !r.pivoted && r.phase != NodePhase::Switching) {
         return Decision::Record(NasChange::Authority(Authority::Nas));
     }
     // The node has stored that it is not to come back, and has let go of the overlay: it can no longer pivot.

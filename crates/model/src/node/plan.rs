@@ -11,6 +11,7 @@ use super::{
 use crate::{
     Fact,
     messages::{NodePhase, Progress, Report, Want},
+    nas::plain_export,
 };
 
 /// A node's decision.
@@ -103,6 +104,10 @@ fn plan_remote(record: &NodeRecord, qsd: Option<&QsdFacts>, local: Option<LocalF
         };
     }
     let Some(copy) = &qsd.copy else {
+        // A copy holds on to its export, and the overlay's goes as soon as it is folded in.
+        if qsd.remote.as_ref() != Some(&plain_export(assign.epoch)) {
+            return Decision::Wait(format!("waiting for {} to fold what came back into its copy", assign.nas));
+        }
         return match local {
             None if record.local != Some(assign.epoch) => Decision::Record(NodeChange::Local(assign.epoch)),
             None => Decision::Do(NodeStep::CreateLocal { epoch: assign.epoch, size: assign.size }),
@@ -193,6 +198,7 @@ pub fn phase(record: &NodeRecord, facts: &NodeFacts) -> NodePhase {
         None => NodePhase::Attaching,
         Some(q) if q.epoch != record.assign.epoch || !q.guest => NodePhase::Attaching,
         Some(q) => match q.copy.as_ref().map(|c| &c.state) {
+            // The pivot back is written down, but not done: it can still fail.
             None if q.top == Layer::Local => NodePhase::Switching,
             Some(JobState::Ready) if !facts.local.known().copied().flatten().is_some_and(|file| file.reserved) => {
                 NodePhase::Copying

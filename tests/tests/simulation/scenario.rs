@@ -1,0 +1,319 @@
+//! What an operator does with one volume, and what must hold after each thing that was answered.
+
+use super::{guest::Guest, site::Site};
+use img_storage_model::{
+    HostName, Size, VolumeId, VolumeName,
+    api::{Answer, Phase, Request, VolumeView},
+    messages::DeviceKind,
+};
+use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
+use tokio::time::sleep;
+
+type Play = for<'a> fn(&'a mut Act) -> Pin<Box<dyn Future<Output = Result<(), String>> + Send + 'a>>;
+
+/// All scenarios.
+pub const SCENARIOS: &[(&str, Play)] = &[
+    ("remote", |a| Box::pin(remote(a))),
+    ("local", |a| Box::pin(local(a))),
+    ("back", |a| Box::pin(back(a))),
+    ("move", |a| Box::pin(move_on(a))),
+    ("restart", |a| Box::pin(restart(a))),
+    ("resize", |a| Box::pin(resize(a))),
+    ("turn", |a| Box::pin(turn(a))),
+    ("force", |a| Box::pin(force(a))),
+];
+
+/// Plays one.
+///
+/// # Errors
+/// What did not come about, or came about wrongly.
+pub async fn play(site: &Arc<Site>, name: &str, seed: u64) -> Result<(), String> {
+    let (_, play) = SCENARIOS.iter().find(|(n, _)| *n == name).ok_or_else(|| format!("there is no scenario {name}"))?;
+    let volume = create(site).await?;
+    let mut act = Act { site: Arc::clone(site), volume, guest: None, bytes: SIZE, seed };
+    play(&mut act).await?;
+    act.guest = None;
+    if act.view().await.is_some_and(|v| v.node.is_some()) {
+        act.unmap(true).await?;
+    }
+    act.is_clean().await?;
+    act.delete().await
+}
+
+const SIZE: u64 = 1 << 20;
+const LARGER: u64 = SIZE + 4 * Size::GRAIN;
+
+/// The operator, with one volume and at most one guest.
+pub struct Act {
+    site: Arc<Site>,
+    volume: VolumeId,
+    guest: Option<Guest>,
+    bytes: u64,
+    seed: u64,
+}
+
+async fn create(site: &Arc<Site>) -> Result<VolumeId, String> {
+    let name = VolumeName::new("vol1").map_err(|f| f.to_string())?;
+    let size = Size::exact(SIZE).map_err(|f| f.to_string())?;
+    for _ in 0..200 {
+        match site.ask(Request::Create { pool: None, name: name.clone(), size, import: false }).await {
+            Ok(Answer::Volume { volume }) => return Ok(volume.id),
+            Ok(other) => return Err(format!("create was answered {other:?}")),
+            Err(fault) => site.world.note(format!("refused: {fault}")),
+        }
+        sleep(Duration::from_secs(2)).await;
+        if let Ok(Answer::Volumes { volumes }) = site.ask(Request::Find { selector: None }).await
+            && let Some(volume) = volumes.iter().find(|v| v.name == name && v.phase == Phase::Unmapped)
+        {
+            return Ok(volume.id);
+        }
+    }
+    Err("it could not be created".to_owned())
+}
+
+impl Act {
+    fn node(&self, n: usize) -> HostName {
+        self.site.nodes[n].clone()
+    }
+
+    async fn view(&self) -> Option<VolumeView> {
+        self.site.find(self.volume).await
+    }
+
+    fn excite(&self) {
+        if let Some(guest) = &self.guest {
+            guest.excite();
+        }
+    }
+
+    /// Maps it, starts a guest if there is none, and waits until it is in the phase.
+    async fn map(&mut self, node: usize, sync: bool) -> Result<(), String> {
+        let name = self.node(node);
+        self.excite();
+        let request = Request::Map { volume: self.volume, node: name.clone(), sync, device: DeviceKind::Nbd };
+        let there = name.clone();
+        self.site.want(self.volume, request, |v| v.node.as_ref() == Some(&there) && v.sync == sync).await?;
+        if self.guest.is_none() {
+            let blocks = usize::try_from(self.bytes / Size::GRAIN).unwrap_or(0);
+            self.guest = Some(Guest::start(&self.site.world, &name, self.volume, blocks, self.seed + node as u64));
+        }
+        Ok(())
+    }
+
+    async fn is(&self, phase: Phase) -> Result<(), String> {
+        self.excite();
+        self.site.until(self.volume, &format!("{phase}"), |v| v.phase == phase && v.device.is_some()).await?;
+        self.excite();
+        Ok(())
+    }
+
+    async fn guest_works(&self, millis: u64) {
+        self.excite();
+        sleep(Duration::from_millis(millis)).await;
+    }
+
+    async fn guest_off(&mut self) {
+        if let Some(guest) = self.guest.take() {
+            guest.stop().await;
+        }
+    }
+
+    /// Brings the NAS's copy up to date, and checks that it is when that was answered.
+    async fn sync(&self) -> Result<(), String> {
+        self.excite();
+        let blocks = usize::try_from(self.bytes / Size::GRAIN).unwrap_or(0);
+        for _ in 0..100 {
+            let before = self.site.world.newest(self.volume, blocks);
+            match self.site.ask(Request::Sync { volume: self.volume }).await {
+                Ok(_) => {
+                    return self.site.world.check_holds(self.volume, &before).map_err(|why| format!("sync was answered, but {why}"));
+                }
+                Err(fault) => self.site.world.note(format!("refused: {fault}")),
+            }
+            sleep(Duration::from_secs(2)).await;
+        }
+        Err("sync is always refused".to_owned())
+    }
+
+    async fn unmap(&mut self, force: bool) -> Result<(), String> {
+        self.excite();
+        if !force {
+            self.guest_off().await;
+        }
+        let request = Request::Unmap { volume: self.volume, force };
+        self.site.want(self.volume, request, |v| v.phase == Phase::Unmapped).await?;
+        let final_copy = self.site.world.check_final(self.volume, None);
+        final_copy.map_err(|why| format!("unmap was answered, but on the NAS {why}"))
+    }
+
+    async fn bring_back(&self) -> Result<(), String> {
+        self.excite();
+        let request = Request::BringBack { volume: self.volume };
+        self.site.want(self.volume, request, |v| v.phase == Phase::Remote && !v.sync).await
+    }
+
+    async fn grow(&mut self) -> Result<(), String> {
+        let size = Size::exact(LARGER).map_err(|f| f.to_string())?;
+        self.site.want(self.volume, Request::Resize { volume: self.volume, size }, |v| v.size == size).await?;
+        self.bytes = LARGER;
+        Ok(())
+    }
+
+    /// Nothing but the volume's file is left, soon.
+    async fn is_clean(&self) -> Result<(), String> {
+        let mut left = Vec::new();
+        for _ in 0..60 {
+            left = self.site.world.leftovers(self.volume);
+            if left.is_empty() {
+                return self.site.world.check_final(self.volume, None).map_err(|why| format!("in the end, on the NAS {why}"));
+            }
+            sleep(Duration::from_secs(5)).await;
+        }
+        Err(format!("left behind after the unmap: {}", left.join(", ")))
+    }
+
+    async fn delete(&self) -> Result<(), String> {
+        self.site.world.expect_delete(self.volume);
+        for _ in 0..100 {
+            match self.site.ask(Request::Delete { volume: self.volume }).await {
+                Ok(_) => {}
+                Err(fault) => self.site.world.note(format!("refused: {fault}")),
+            }
+            if self.view().await.is_none() {
+                return if self.site.world.has_file(self.volume) {
+                    Err("its deletion was answered, but its file is still there".to_owned())
+                } else {
+                    Ok(())
+                };
+            }
+            sleep(Duration::from_secs(2)).await;
+        }
+        Err("it cannot be deleted".to_owned())
+    }
+}
+
+/// Mapped without a local copy, twice, on different nodes.
+async fn remote(act: &mut Act) -> Result<(), String> {
+    act.map(0, false).await?;
+    act.is(Phase::Remote).await?;
+    act.guest_works(500).await;
+    act.unmap(false).await?;
+    act.map(1, false).await?;
+    act.is(Phase::Remote).await?;
+    act.guest_works(300).await;
+    act.unmap(false).await
+}
+
+/// Onto a local copy, two write-backs, and home.
+async fn local(act: &mut Act) -> Result<(), String> {
+    act.map(0, true).await?;
+    act.is(Phase::Local).await?;
+    act.guest_works(300).await;
+    act.sync().await?;
+    act.guest_works(200).await;
+    act.sync().await?;
+    act.guest_works(100).await;
+    act.unmap(false).await
+}
+
+/// Onto a local copy and back to the NAS under the guest; then unmapped.
+async fn back(act: &mut Act) -> Result<(), String> {
+    act.map(0, true).await?;
+    act.is(Phase::Local).await?;
+    act.sync().await?;
+    act.guest_works(200).await;
+    act.bring_back().await?;
+    act.is(Phase::Remote).await?;
+    act.guest_works(1500).await;
+    act.unmap(false).await
+}
+
+/// Local on one node, then on another.
+async fn move_on(act: &mut Act) -> Result<(), String> {
+    act.map(0, true).await?;
+    act.is(Phase::Local).await?;
+    act.guest_works(200).await;
+    act.unmap(false).await?;
+    act.map(1, true).await?;
+    act.is(Phase::Local).await?;
+    act.guest_works(200).await;
+    act.unmap(false).await
+}
+
+/// Daemons restart in every phase.
+async fn restart(act: &mut Act) -> Result<(), String> {
+    let site = Arc::clone(&act.site);
+    let (nas, node) = (site.nas.clone(), act.node(0));
+    act.map(0, true).await?;
+    site.restart(&nas).await;
+    site.restart(&node).await;
+    act.is(Phase::Local).await?;
+    site.restart(&node).await;
+    site.restart(&nas).await;
+    let (synced, ()) = tokio::join!(act.sync(), async {
+        sleep(Duration::from_millis(100)).await;
+        site.restart(&node).await;
+        site.restart(&nas).await;
+    });
+    synced?;
+    act.guest_off().await;
+    let (unmapped, ()) = tokio::join!(act.unmap(false), async {
+        sleep(Duration::from_millis(50)).await;
+        site.restart(&nas).await;
+        site.restart(&node).await;
+    });
+    unmapped
+}
+
+/// Made longer between two mappings.
+async fn resize(act: &mut Act) -> Result<(), String> {
+    act.map(0, false).await?;
+    act.is(Phase::Remote).await?;
+    act.guest_works(200).await;
+    act.unmap(false).await?;
+    act.grow().await?;
+    act.map(0, true).await?;
+    act.is(Phase::Local).await?;
+    act.guest_works(300).await;
+    act.unmap(false).await
+}
+
+/// An operator who changes his mind: remote, then local, unmapped during the copy; local, brought back, and local again.
+async fn turn(act: &mut Act) -> Result<(), String> {
+    act.map(0, false).await?;
+    act.is(Phase::Remote).await?;
+    act.map(0, true).await?;
+    act.guest_works(120).await;
+    act.unmap(false).await?;
+    act.map(0, true).await?;
+    act.sync().await?;
+    act.is(Phase::Local).await?;
+    act.guest_works(100).await;
+    act.bring_back().await?;
+    act.map(0, true).await?;
+    act.is(Phase::Local).await?;
+    act.guest_works(100).await;
+    // On its way back, and no further.
+    let request = Request::BringBack { volume: act.volume };
+    let asked = tokio::time::timeout(Duration::from_millis(150), act.site.ask(request)).await;
+    act.site.world.note(format!("bring-back: {}", if asked.is_ok() { "done" } else { "under way" }));
+    act.unmap(false).await
+}
+
+/// Unmapped by force under a working guest, remote and local.
+async fn force(act: &mut Act) -> Result<(), String> {
+    act.map(0, false).await?;
+    act.is(Phase::Remote).await?;
+    act.guest_works(100).await;
+    act.unmap(true).await?;
+    act.guest = None;
+    act.map(1, true).await?;
+    act.is(Phase::Local).await?;
+    act.guest_works(300).await;
+    act.unmap(true).await?;
+    act.guest = None;
+    act.map(0, false).await?;
+    act.is(Phase::Remote).await?;
+    act.guest_works(100).await;
+    act.unmap(false).await
+}

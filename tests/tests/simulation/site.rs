@@ -1,0 +1,353 @@
+//! A site: one NAS, some nodes, their daemons and the bus; and the operator who asks things of them.
+
+use super::plan::{Mishap, Plan, Trouble};
+use img_storage_daemon::{
+    bus::{Delivery, Exchange, Post},
+    clock::{Clock, Ids},
+    nas::{self, Nas},
+    node::{self, Node},
+    store::{Journal, NasStore, NodeStore},
+    tasks::Running,
+};
+use img_storage_host::sim::{Crash, Faults, SimNas, World};
+use img_storage_model::{
+    Fault, HostName, Interval, RequestId, VolumeId,
+    api::{Answer, Request, VolumeView},
+    messages::{Body, Envelope, Hello, Role},
+};
+use jiff::Timestamp;
+use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
+use std::{
+    collections::BTreeMap,
+    path::PathBuf,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::{Instant, sleep, timeout},
+};
+
+/// The longest a step may take before its daemon gives it up.
+const STEP_DEADLINE: Duration = Duration::from_secs(5);
+/// How long a killed daemon stays away.
+const AWAY: Duration = Duration::from_millis(700);
+/// How long a message takes.
+const POSTAGE: Duration = Duration::from_millis(1);
+/// How long an operator waits before asking the same again.
+const ASK_AGAIN: Duration = Duration::from_secs(10);
+/// Everything that is asked for must be reached within this much virtual time.
+const PATIENCE: Duration = Duration::from_secs(3600);
+
+type Waiting = Arc<Mutex<BTreeMap<RequestId, oneshot::Sender<Result<Box<Answer>, Fault>>>>>;
+
+/// The messages of a run: how many there were, and what becomes of them.
+struct Mail {
+    sent: AtomicU64,
+    quiet: AtomicBool,
+    at: Option<(usize, Mishap)>,
+    random: Mutex<Option<StdRng>>,
+}
+
+/// One run's hosts, daemons and operator.
+pub struct Site {
+    /// The hosts.
+    pub world: World,
+    /// What goes wrong on them.
+    pub faults: Faults,
+    /// The NAS.
+    pub nas: HostName,
+    /// The nodes.
+    pub nodes: Vec<HostName>,
+    host: SimNas,
+    exchange: Arc<Exchange>,
+    mail: Arc<Mail>,
+    clock: Clock,
+    ids: Ids,
+    seed: u64,
+    dir: PathBuf,
+    daemons: Mutex<BTreeMap<HostName, Running>>,
+    starts: AtomicU64,
+    waiting: Waiting,
+    front: Post,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A host's name.
+pub fn host(name: &str) -> HostName {
+    HostName::new(name).unwrap_or_else(|_| unreachable!("the simulation's names are good"))
+}
+
+fn tap(mail: Arc<Mail>, world: World) -> img_storage_daemon::bus::Tap {
+    Box::new(move |message: &Envelope| {
+        let number = usize::try_from(mail.sent.fetch_add(1, Ordering::Relaxed)).unwrap_or(usize::MAX);
+        let quiet = mail.quiet.load(Ordering::Relaxed);
+        let mut delays = match (&mail.at, lock(&mail.random).as_mut()) {
+            _ if quiet => vec![POSTAGE],
+            (Some((n, mishap)), _) if *n == number => match mishap {
+                Mishap::Double => vec![POSTAGE, POSTAGE + Duration::from_millis(700)],
+                Mishap::Lost => Vec::new(),
+                Mishap::Late(by) => vec![Duration::from_millis(*by)],
+            },
+            (_, Some(random)) => match random.random_range(0..20) {
+                0 => Vec::new(),
+                1 => vec![POSTAGE, Duration::from_millis(random.random_range(1..5000))],
+                2 => vec![Duration::from_millis(random.random_range(1..5000))],
+                _ => vec![Duration::from_millis(random.random_range(1..10))],
+            },
+            _ => vec![POSTAGE],
+        };
+        delays.sort();
+        if !matches!(message.body, Body::Hello(_)) {
+            let text = match &message.body {
+                Body::Assign(a) => format!(
+                    "assign e{} r{} want {:?} export {:?} granted {} push {:?} accepted {:?} release {} back {:?}",
+                    a.epoch,
+                    a.revision,
+                    a.want,
+                    a.export.as_ref().map(|e| (&e.export, e.port)),
+                    a.granted,
+                    a.push.as_ref().map(|p| (short(&p.push), p.endpoint.is_some(), p.last)),
+                    a.accepted.as_ref().map(short),
+                    a.release,
+                    a.back.as_ref().map(|b| b.granted),
+                ),
+                Body::Report(r) => format!(
+                    "report e{} r{} {:?} pivoted {} detached {} attached {:?} pushed {:?} stuck {:?}",
+                    r.epoch,
+                    r.revision,
+                    r.phase,
+                    r.pivoted,
+                    r.detached,
+                    r.attached,
+                    r.pushed.as_ref().map(|p| short(&p.push)),
+                    r.stuck
+                ),
+                body => {
+                    let mut text = format!("{body:?}");
+                    text.truncate(160);
+                    text
+                }
+            };
+            let mishap = if delays.len() == 1 && delays[0] <= POSTAGE * 10 { String::new() } else { format!(" MISHAP {delays:?}") };
+            world.note(format!("m{number} {}→{} {text}{mishap}", message.from, message.to));
+        }
+        delays
+    })
+}
+
+fn short(id: &img_storage_model::SnapshotId) -> String {
+    id.0.simple().to_string()[24..].to_owned()
+}
+
+impl Site {
+    /// A site with all daemons started.
+    ///
+    /// # Errors
+    /// When a ledger cannot be made in `dir`.
+    pub fn new(plan: &Plan, dir: PathBuf) -> Result<(Arc<Self>, mpsc::UnboundedReceiver<Crash>), Fault> {
+        let world = World::new();
+        let nas = host("nas");
+        let pool = img_storage_model::PoolName::new("tank")?;
+        let sim_nas = world.add_nas(&nas, &[pool]);
+        let nodes = vec![host("node-a"), host("node-b")];
+        for node in &nodes {
+            world.add_node(node);
+        }
+        let faults = match &plan.trouble {
+            Trouble::Effect(number, fault) => BTreeMap::from([(*number, *fault)]),
+            _ => BTreeMap::new(),
+        };
+        let (faults, crashes) = Faults::new(&world, faults);
+        let mail = Arc::new(Mail {
+            sent: AtomicU64::new(0),
+            quiet: AtomicBool::new(false),
+            at: if let Trouble::Message(number, mishap) = &plan.trouble { Some((*number, *mishap)) } else { None },
+            random: Mutex::new((plan.trouble == Trouble::Random).then(|| StdRng::seed_from_u64(plan.seed))),
+        });
+        let exchange = Exchange::tapped(tap(Arc::clone(&mail), world.clone()));
+        let member = exchange.join(&host("front"))?;
+        let waiting = Waiting::default();
+        let clock = Clock::simulated(Timestamp::UNIX_EPOCH + jiff::SignedDuration::from_hours(500_000));
+        tokio::spawn(open_mail(member.inbox, Arc::clone(&waiting), member.post.clone(), clock));
+        let site = Arc::new(Site {
+            world,
+            faults,
+            nas,
+            nodes,
+            host: sim_nas,
+            exchange,
+            mail,
+            clock,
+            ids: Ids::seeded(plan.seed ^ 0xf407),
+            seed: plan.seed,
+            dir,
+            daemons: Mutex::default(),
+            starts: AtomicU64::new(0),
+            waiting,
+            front: member.post,
+        });
+        site.start(&site.nas)?;
+        for node in &site.nodes {
+            site.start(node)?;
+        }
+        Ok((site, crashes))
+    }
+
+    /// Starts a host's daemon.
+    ///
+    /// # Errors
+    /// When its ledger cannot be read, or it runs already.
+    pub fn start(&self, name: &HostName) -> Result<(), Fault> {
+        let member = self.exchange.join(name)?;
+        let ledger = self.dir.join(format!("{name}.db"));
+        let journal = Journal::open(&self.dir.join(format!("{name}.journal.db")))?;
+        let running = if *name == self.nas {
+            let config = nas::Config {
+                frontend: host("front"),
+                address: name.to_string(),
+                frequency: Interval::seconds(60)?,
+                step_deadline: STEP_DEADLINE,
+            };
+            let ids = Ids::seeded(self.seed.wrapping_mul(1000) + self.starts.fetch_add(1, Ordering::Relaxed));
+            let host = Arc::new(self.faults.nas(self.host.clone()));
+            Nas::start(config, host, NasStore::open(&ledger)?, journal, member, self.clock, ids)?
+        } else {
+            let config = node::Config { frontend: host("front"), step_deadline: STEP_DEADLINE };
+            let host = Arc::new(self.faults.node(name));
+            Node::start(config, host, NodeStore::open(&ledger)?, journal, member, self.clock)?
+        };
+        lock(&self.daemons).insert(name.clone(), running);
+        Ok(())
+    }
+
+    /// Kills a host's daemon and starts it again after a while.
+    pub async fn restart(&self, name: &HostName) {
+        let killed = lock(&self.daemons).remove(name).is_some();
+        if !killed {
+            return;
+        }
+        sleep(AWAY).await;
+        self.world.note(format!("the daemon of {name} starts again"));
+        if let Err(fault) = self.start(name) {
+            self.world.note(format!("VIOLATION the daemon of {name} does not start: {fault}"));
+        }
+    }
+
+    /// How many messages were sent.
+    pub fn messages(&self) -> usize {
+        usize::try_from(self.mail.sent.load(Ordering::Relaxed)).unwrap_or(usize::MAX)
+    }
+
+    /// From now on nothing goes wrong any more.
+    pub fn quiet(&self) {
+        self.faults.stop();
+        self.mail.quiet.store(true, Ordering::Relaxed);
+        self.world.cut_all(false);
+        for node in &self.nodes {
+            self.world.fill_disk(node, false);
+        }
+    }
+
+    /// Asks the NAS, again and again with the same identity, until it answers.
+    ///
+    /// # Errors
+    /// The NAS's fault, or that there was no answer.
+    pub async fn ask(&self, request: Request) -> Result<Answer, Fault> {
+        let id = RequestId(self.ids.fresh(self.clock.now()));
+        let (reply, mut answer) = oneshot::channel();
+        lock(&self.waiting).insert(id, reply);
+        let asked = Instant::now();
+        while asked.elapsed() < PATIENCE {
+            self.front.send(&self.nas, Body::Request { id, request: Box::new(request.clone()) });
+            if let Ok(answered) = timeout(ASK_AGAIN, &mut answer).await {
+                return answered.unwrap_or_else(|_| Err(Fault::unreachable("the simulation ends"))).map(|a| *a);
+            }
+        }
+        Err(Fault::unreachable("no answer in time"))
+    }
+
+    /// The volume as the NAS shows it.
+    pub async fn find(&self, volume: VolumeId) -> Option<VolumeView> {
+        match self.ask(Request::Find { selector: None }).await {
+            Ok(Answer::Volumes { volumes }) => volumes.into_iter().find(|v| v.id == volume),
+            _ => None,
+        }
+    }
+
+    /// Waits until the volume is shown as wanted.
+    ///
+    /// # Errors
+    /// What it was instead, when time is up.
+    pub async fn until(&self, volume: VolumeId, what: &str, goal: impl Fn(&VolumeView) -> bool) -> Result<(), String> {
+        let began = Instant::now();
+        let mut last = None;
+        let mut pause = Duration::from_millis(100);
+        while began.elapsed() < PATIENCE {
+            if let Some(view) = self.find(volume).await {
+                if goal(&view) {
+                    return Ok(());
+                }
+                last = Some(view);
+            }
+            sleep(pause).await;
+            pause = (pause * 2).min(Duration::from_secs(20));
+        }
+        Err(format!("not {what} after {} s; it is {last:?}", PATIENCE.as_secs()))
+    }
+
+    /// Asks for something until it is so. A refusal is asked again, as an operator would, unless the goal is reached.
+    ///
+    /// # Errors
+    /// When it is not so in time.
+    pub async fn want(&self, volume: VolumeId, request: Request, goal: impl Fn(&VolumeView) -> bool) -> Result<(), String> {
+        let began = Instant::now();
+        loop {
+            let fault = match self.ask(request.clone()).await {
+                Ok(_) => return self.until(volume, &format!("{request:?}"), goal).await,
+                Err(fault) => fault,
+            };
+            self.world.note(format!("refused: {fault}"));
+            if self.find(volume).await.is_some_and(|view| goal(&view)) {
+                return Ok(());
+            }
+            if began.elapsed() > PATIENCE {
+                return Err(format!("{request:?}: {fault}"));
+            }
+            sleep(Duration::from_secs(2)).await;
+        }
+    }
+}
+
+async fn open_mail(mut inbox: mpsc::UnboundedReceiver<Delivery>, waiting: Waiting, post: Post, clock: Clock) {
+    let started = clock.now();
+    while let Some(delivery) = inbox.recv().await {
+        let Delivery::Message(message) = delivery else { continue };
+        match message.body {
+            Body::Answer { id, answer } => {
+                if let Some(reply) = lock(&waiting).remove(&id) {
+                    // Who asked may have given up.
+                    let _ = reply.send(answer);
+                }
+            }
+            Body::Hello(hello) if hello.reply => {
+                let hello = Hello {
+                    role: Role::Frontend,
+                    version: "sim".to_owned(),
+                    pools: Vec::new(),
+                    planes: Vec::new(),
+                    started,
+                    reply: false,
+                };
+                post.send(&message.from, Body::Hello(hello));
+            }
+            _ => {}
+        }
+    }
+}
