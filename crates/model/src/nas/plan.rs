@@ -182,7 +182,7 @@ fn plan_nas(v: &VolumeRecord, m: &Mapping, f: &Seen<'_>, report: Option<&Report>
         let name = if m.layer == NasLayer::Overlay || on_back { back } else { plain };
         return Decision::Do(NasStep::StartExport { epoch: m.epoch, name, peer: m.node.clone(), port: m.port, layer: m.layer });
     };
-    if export.epoch != m.epoch || export.peer != m.node {
+    if export.epoch != m.epoch || export.peer != m.node || export.port != m.port {
         return Decision::Do(NasStep::StopExport);
     }
     if f.incoming.is_some() {
