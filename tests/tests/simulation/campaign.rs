@@ -51,6 +51,7 @@ fn faults(effect: &Effect) -> Vec<Fault> {
         Fault::Blind(7),
         Fault::KillNode,
         Fault::KillExport,
+        Fault::FailJobs,
         Fault::Cut(4),
         Fault::Cut(70),
     ];

@@ -93,6 +93,7 @@ fn fault_name(fault: Fault) -> String {
         Fault::KillNode => "kill-node".to_owned(),
         Fault::KillExport => "kill-export".to_owned(),
         Fault::KillIncoming => "kill-incoming".to_owned(),
+        Fault::FailJobs => "fail-jobs".to_owned(),
         Fault::Cut(seconds) => format!("cut-{seconds}"),
     }
 }
@@ -109,6 +110,7 @@ fn fault(name: &str) -> Option<Fault> {
         Fault::KillNode,
         Fault::KillExport,
         Fault::KillIncoming,
+        Fault::FailJobs,
     ];
     plain
         .into_iter()

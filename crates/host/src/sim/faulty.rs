@@ -47,6 +47,8 @@ pub enum Fault {
     KillExport,
     /// The daemon of the volume's incoming file is killed after it.
     KillIncoming,
+    /// Before it, the volume's jobs that are not over fail.
+    FailJobs,
     /// The nodes are cut off the data network after it, for so many seconds.
     Cut(u32),
 }
@@ -164,6 +166,7 @@ impl Faults {
         let began = Instant::now();
         match fault {
             Some(Fault::ErrorBefore) => return failed(),
+            Some(Fault::FailJobs) => self.0.world.fail_jobs(volume),
             Some(Fault::Hang) => return pending().await,
             Some(Fault::CrashBefore) => return self.crash(host).await,
             Some(Fault::ErrorMid(parts)) => {

@@ -3,6 +3,7 @@
 use super::{
     Done, World,
     graph::{Conn, LocalCopy, NodeVolume, Qsd, SimBitmap, SimJob, every},
+    nas_state::Target,
     refuse,
     state::{State, blocks, pool_report},
 };
@@ -10,7 +11,7 @@ use crate::{HostError, NodeHost, Work};
 use img_storage_model::{
     Epoch, HostName, VolumeId,
     messages::{DeviceKind, Endpoint, Holder, PoolReport},
-    nas::BACK,
+    nas::NasLayer,
     node::{JobState, Layer, NodeFacts, NodeStep, StepResult},
 };
 use std::collections::BTreeSet;
@@ -79,8 +80,11 @@ impl State {
 
     /// The guest's device lies on this connection from now on.
     pub(super) fn move_onto(&mut self, node: &HostName, volume: VolumeId, endpoint: &Endpoint, doing: &str) {
-        if endpoint.export.ends_with(&format!(".{BACK}")) {
-            self.nases.enliven(volume);
+        let cut = self.nodes.get(node).is_some_and(|n| n.cut);
+        match self.nases.target(node, cut, &Conn::to(endpoint)) {
+            Ok(Target::Export(_, _, NasLayer::Disk)) => {}
+            // The pivot back happens also while the overlay's export is away for a moment.
+            _ => self.nases.enliven(volume),
         }
         let contents = self.nases.readable(volume).unwrap_or_default();
         self.check_complete(volume, &contents, &format!("{node} {doing}"));

@@ -1,7 +1,7 @@
 //! Troubles that no daemon of ours has a part in: storage daemons killed, machines restarted, networks cut, disks full.
 
 use super::{World, nas_state::Dir};
-use img_storage_model::{HostName, VolumeId};
+use img_storage_model::{HostName, VolumeId, node::JobState};
 
 impl World {
     /// Kills the node's storage daemon of a volume: the graph, its bitmaps and its jobs are gone.
@@ -54,6 +54,23 @@ impl World {
                 if damage(dir) {
                     s.log.say(format!("TROUBLE the incoming file's daemon of {name} was killed"));
                 }
+            }
+        });
+    }
+
+    /// The volume's jobs fail that are not over, on its NAS and on every node; what a pivot held goes on where it was.
+    pub fn fail_jobs(&self, volume: VolumeId) {
+        self.with(|s| {
+            s.log.say("TROUBLE the jobs fail".to_owned());
+            let qsds = s.nodes.values_mut().filter_map(|n| n.volumes.get_mut(&volume)?.qsd.as_mut());
+            let jobs = qsds.flat_map(|q| {
+                let push = q.push.as_mut().map(|(_, job)| job);
+                [q.copy.as_mut(), push, q.back_mirror.as_mut(), q.back_fill.as_mut()]
+            });
+            let commits = s.nases.dirs_mut().filter(|(_, d)| d.mark == Some(volume));
+            let commits = commits.filter_map(|(_, d)| d.export.as_mut()?.commit.as_mut());
+            for job in jobs.flatten().chain(commits).filter(|job| !job.is(&JobState::Done)) {
+                job.state = JobState::Failed("a fault of the simulation".to_owned());
             }
         });
     }
