@@ -146,7 +146,12 @@ pub fn read_jobs(jobs: &Value, block_jobs: &Value) -> Result<BTreeMap<String, Jo
     let block_jobs: Vec<Value> = parse("block jobs", block_jobs)?;
     let mut found = BTreeMap::new();
     for job in parse::<Vec<RawJob>>("jobs", jobs)? {
-        let held = block_jobs.iter().any(|b| b["device"] == job.id.as_str() && b["paused"] == true);
+        // Reopening and draining pause a job for a moment, too; only an error keeps it so.
+        let held = block_jobs.iter().find(|b| b["device"] == job.id.as_str()).and_then(|b| match b["io-status"].as_str() {
+            Some("nospace") => Some("no space left on the device"),
+            Some("failed") => Some("an I/O error"),
+            _ => None,
+        });
         found.insert(job.id.clone(), job.understand(held)?);
     }
     Ok(found)
@@ -163,18 +168,18 @@ struct RawJob {
 }
 
 impl RawJob {
-    /// `held`: it stands still until somebody resumes it (draining pauses jobs for a moment, too).
-    fn understand(&self, held: bool) -> Result<Job, NotUnderstood> {
-        let state = match self.status.as_str() {
-            "paused" | "standby" if held => JobState::Paused,
-            "undefined" | "created" | "running" | "paused" | "waiting" | "aborting" => JobState::Running,
-            "ready" | "standby" => JobState::Ready,
-            "pending" => JobState::Pending,
-            "concluded" | "null" => match &self.error {
+    /// `held`: it stands still until somebody resumes it, and why.
+    fn understand(&self, held: Option<&str>) -> Result<Job, NotUnderstood> {
+        let state = match (self.status.as_str(), held) {
+            ("paused" | "standby", Some(why)) => JobState::Paused(why.to_owned()),
+            ("undefined" | "created" | "running" | "paused" | "waiting" | "aborting", _) => JobState::Running,
+            ("ready" | "standby", _) => JobState::Ready,
+            ("pending", _) => JobState::Pending,
+            ("concluded" | "null", _) => match &self.error {
                 Some(why) => JobState::Failed(why.clone()),
                 None => JobState::Done,
             },
-            other => return Err(NotUnderstood { what: "jobs", why: format!("status {other:?}") }),
+            (other, _) => return Err(NotUnderstood { what: "jobs", why: format!("status {other:?}") }),
         };
         Ok(Job { state, done: self.current_progress, total: self.total_progress })
     }
@@ -205,7 +210,7 @@ mod tests {
                 {"id": "x", "status": "paused", "current-progress": 1, "total-progress": 2, "type": "mirror"},
                 {"id": "y", "status": "concluded", "current-progress": 1, "total-progress": 2, "type": "mirror", "error": "no"},
             ]),
-            json!([{"device": "copy", "paused": true}, {"device": "x", "paused": false}]),
+            json!([{"device": "copy", "paused": true, "io-status": "nospace"}, {"device": "x", "paused": false}]),
             json!([{"id": "guest", "node-name": "top"}]),
             json!([{"name": "type", "type": "string"}, {"name": "tls", "type": "child<tls>"}]),
         ])
@@ -213,7 +218,10 @@ mod tests {
         assert_eq!(graph.chain("top").collect::<Vec<_>>(), ["cbw", "local"]);
         assert_eq!(graph.bitmaps("top").iter().map(|b| b.name.as_str()).collect::<Vec<_>>(), ["wb.a", "wb.b"]);
         let states: Vec<&JobState> = graph.jobs.values().map(|job| &job.state).collect();
-        assert_eq!(states, [&JobState::Paused, &JobState::Running, &JobState::Failed("no".into())]);
+        assert_eq!(
+            states,
+            [&JobState::Paused("no space left on the device".into()), &JobState::Running, &JobState::Failed("no".into())]
+        );
         assert_eq!(graph.exports["guest"], "top");
     }
 

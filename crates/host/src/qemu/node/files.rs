@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use img_storage_model::{Epoch, Fact, VolumeId, node::LocalFile};
 use rustix::fs::{FallocateFlags, fallocate};
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use crate::HostError;
@@ -14,6 +15,9 @@ use crate::qemu::{during, enough_room, look_at, read_mark, remove, sync_parent, 
 struct Mark {
     volume: VolumeId,
     epoch: Epoch,
+    /// Room was reserved for every block, or this file system cannot do that.
+    #[serde(default)]
+    reserved: bool,
 }
 
 /// The place of a local copy.
@@ -58,20 +62,15 @@ impl Local {
         };
         let mark: Option<Mark> = read_mark(&self.mark()).map_err(during(format!("read {}", self.mark().display())))?;
         match mark {
-            Some(mark) if mark.volume == self.volume => Ok(Some(LocalFile { epoch: mark.epoch, size })),
+            Some(mark) if mark.volume == self.volume => Ok(Some(LocalFile { epoch: mark.epoch, size, reserved: mark.reserved })),
             _ => Err(HostError(format!("{} has no mark of ours; look at what it is and move it away", file.display()))),
         }
-    }
-
-    /// Whether every block has its place on disk, so that giving one back would break the promise that writes find room.
-    pub(super) fn reserved(&self) -> bool {
-        look_at(&self.file()).is_ok_and(|found| found.is_some_and(|(size, allocated)| allocated >= size))
     }
 
     pub(super) fn create(&self, epoch: Epoch, size: u64) -> Result<(), HostError> {
         let file = self.file();
         match self.find()? {
-            Some(found) if found == (LocalFile { epoch, size }) => return Ok(()),
+            Some(found) if (found.epoch, found.size) == (epoch, size) => return Ok(()),
             Some(found) => {
                 let path = file.display();
                 return Err(HostError(format!("{path} is in the way: epoch {}, {} bytes", found.epoch, found.size)));
@@ -81,7 +80,7 @@ impl Local {
         enough_room(&self.pool, size)?;
         let make = || {
             fs::create_dir_all(&self.dir)?;
-            write_mark(&self.mark(), &Mark { volume: self.volume, epoch })?;
+            write_mark(&self.mark(), &Mark { volume: self.volume, epoch, reserved: false })?;
             let new = self.dir.join("local.new");
             let sparse = File::create(&new)?;
             sparse.set_len(size)?;
@@ -115,11 +114,16 @@ impl Local {
     /// Reserves room for every block; what is in the file stays as it is.
     pub(super) fn reserve(&self) -> Result<(), HostError> {
         let file = self.file();
+        let found = self.find()?.ok_or_else(|| HostError(format!("{} is not there", file.display())))?;
         let fill = || {
             let open = OpenOptions::new().write(true).open(&file)?;
-            let size = open.metadata()?.len();
-            fallocate(&open, FallocateFlags::KEEP_SIZE, 0, size)?;
-            open.sync_all()
+            match fallocate(&open, FallocateFlags::KEEP_SIZE, 0, found.size) {
+                // This file system gives every write a new place; reserving the old ones would be of no use.
+                Err(Errno::OPNOTSUPP) => tracing::info!(file = %file.display(), "the file system cannot reserve room"),
+                other => other?,
+            }
+            open.sync_all()?;
+            write_mark(&self.mark(), &Mark { volume: self.volume, epoch: found.epoch, reserved: true })
         };
         fill().map_err(during(format!("reserve room for {}", file.display())))
     }
