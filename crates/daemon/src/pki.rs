@@ -15,19 +15,6 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// The group ffdhe2048 of RFC 7919. QEMU makes one of its own at every start of a server that has none, which takes it longer
-/// than everything else a `map` does.
-const DH_PARAMS: &str = "\
------BEGIN DH PARAMETERS-----
-MIIBCAKCAQEA//////////+t+FRYortKmq/cViAnPTzx2LnFg84tNpWp4TZBFGQz
-+8yTnc4kmz75fS/jY2MMddj2gbICrsRhetPfHtXV/WVhJDP1H18GbtCFY2VVPe0a
-87VXE15/V8k1mE8McODmi3fipona8+/och3xWKE2rec1MKzKT0g6eXq8CrGCsyT7
-YdEIqUuyyOP7uWrat2DX9GgdT0Kj3jlN9K5W7edjcrsZCwenyO4KbXCeAvzhzffi
-7MA0BM0oNC9hkXL+nOmFg/+OTxIy7vKBg8P+OxtMb61zO7X8vC7CIAXFjvGDfRaD
-ssbzSibBsu/6iGtCOGEoXJf//////////wIBAg==
------END DH PARAMETERS-----
-";
-
 /// The organisation in every subject.
 pub const ORGANISATION: &str = "img-storage";
 
@@ -86,7 +73,6 @@ impl Pki {
             write(&dir.join(format!("{role}-key.pem")), &key.serialize_pem(), 0o600)?;
             write(&dir.join(format!("{role}-cert.pem")), &cert.pem(), 0o644)?;
         }
-        write(&dir.join("dh-params.pem"), DH_PARAMS, 0o644)?;
         write(&dir.join("complete"), "", 0o644)?;
         Ok(dir)
     }

@@ -146,11 +146,11 @@ pub fn read_jobs(jobs: &Value, block_jobs: &Value) -> Result<BTreeMap<String, Jo
     let block_jobs: Vec<Value> = parse("block jobs", block_jobs)?;
     let mut found = BTreeMap::new();
     for job in parse::<Vec<RawJob>>("jobs", jobs)? {
-        let held = block_jobs.iter().find(|b| b["device"] == job.id.as_str() && b["paused"] == true && b["io-status"] != "ok");
-        let held = held.map(|b| match b["io-status"].as_str() {
-            Some("nospace") => "no space left on the device",
-            Some("failed") => "an I/O error",
-            _ => "somebody paused it",
+        // Reopening and draining pause a job for a moment, too; only an error keeps it so.
+        let held = block_jobs.iter().find(|b| b["device"] == job.id.as_str()).and_then(|b| match b["io-status"].as_str() {
+            Some("nospace") => Some("no space left on the device"),
+            Some("failed") => Some("an I/O error"),
+            _ => None,
         });
         found.insert(job.id.clone(), job.understand(held)?);
     }
@@ -168,7 +168,7 @@ struct RawJob {
 }
 
 impl RawJob {
-    /// `held`: it stands still until somebody resumes it, and why (draining pauses jobs for a moment, too).
+    /// `held`: it stands still until somebody resumes it, and why.
     fn understand(&self, held: Option<&str>) -> Result<Job, NotUnderstood> {
         let state = match (self.status.as_str(), held) {
             ("paused" | "standby", Some(why)) => JobState::Paused(why.to_owned()),

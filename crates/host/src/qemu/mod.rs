@@ -71,9 +71,39 @@ impl Plane {
         format!("O={},CN={host}", self.organization)
     }
 
-    /// Our credentials as an object for QEMU.
-    fn credentials(&self, id: &str, endpoint: &str) -> Value {
-        json!({"qom-type": "tls-creds-x509", "id": id, "endpoint": endpoint, "dir": self.certificates, "verify-peer": true})
+    /// Our credentials for a client's side as an object for QEMU.
+    fn client(&self, id: &str) -> Value {
+        json!({"qom-type": "tls-creds-x509", "id": id, "endpoint": "client", "dir": self.certificates, "verify-peer": true})
+    }
+
+    /// Our credentials for a server's side as an object for QEMU; whoever comes must have a certificate of our authority.
+    fn server(&self, id: &str) -> Result<Value, HostError> {
+        let dir = self.server_certificates().map_err(during(format!("prepare certificates in {}", self.run.display())))?;
+        Ok(json!({"qom-type": "tls-creds-x509", "id": id, "endpoint": "server", "dir": dir, "verify-peer": true}))
+    }
+
+    /// A directory with our certificate for a server. QEMU makes Diffie-Hellman parameters of its own at every start when it finds
+    /// none there, which takes up to a second; these are the well-known ones of RFC 7919.
+    fn server_certificates(&self) -> io::Result<PathBuf> {
+        let dir = self.run.join("tls");
+        fs::create_dir_all(&dir)?;
+        for name in ["ca-cert.pem", "ca-crl.pem", "server-cert.pem", "server-key.pem"] {
+            let (link, target) = (dir.join(name), self.certificates.join(name));
+            let wanted = target.exists();
+            if wanted && fs::read_link(&link).ok().as_ref() != Some(&target) {
+                remove(&link)?;
+                std::os::unix::fs::symlink(&target, &link)?;
+            } else if !wanted {
+                remove(&link)?;
+            }
+        }
+        let parameters = dir.join("dh-params.pem");
+        if !parameters.exists() {
+            let new = dir.join("dh-params.new");
+            fs::write(&new, include_str!("ffdhe2048.pem"))?;
+            fs::rename(&new, &parameters)?;
+        }
+        Ok(dir)
     }
 
     /// Whether files can be had through io_uring here: a kernel or a container may forbid it. Tried on a file of ours.

@@ -181,24 +181,23 @@ impl Session {
         Ok(())
     }
 
-    /// Tells a mirror or commit that has caught up to complete.
+    /// Tells a mirror or commit that has caught up to complete, and waits until it is pending.
     pub(super) async fn complete(&mut self, id: &str) -> Result<(), HostError> {
-        match self.job(id).await?.map(|job| job.state) {
-            Some(JobState::Ready) => drop(self.call("job-complete", json!({"id": id})).await?),
-            Some(JobState::Pending | JobState::Done) => return Ok(()),
-            None => return Err(HostError(format!("there is no job {id}"))),
-            Some(state) => return Err(HostError(format!("the job {id} is {state:?} and cannot be completed"))),
-        }
         let end = Instant::now() + TURN;
+        let mut asked = false;
         loop {
             match self.job(id).await?.map(|job| job.state) {
                 Some(JobState::Pending | JobState::Done) => return Ok(()),
                 Some(JobState::Failed(why)) => return Err(HostError(format!("the job {id} failed while completing: {why}"))),
-                None => return Err(HostError(format!("the job {id} is gone"))),
-                Some(state) if Instant::now() > end => {
-                    return Err(HostError(format!("the job {id} is still {state:?} after {TURN:?}")));
-                }
-                Some(_) => sleep(TICK).await,
+                None => return Err(HostError(format!("there is no job {id}"))),
+                Some(JobState::Ready) if !asked => match self.call("job-complete", json!({"id": id})).await {
+                    Ok(_) => asked = true,
+                    // While it stands still for a moment it takes no orders.
+                    Err(error) if error.is_refusal() && Instant::now() < end => sleep(TICK).await,
+                    Err(error) => return Err(error.into()),
+                },
+                Some(JobState::Ready | JobState::Running) if asked && Instant::now() < end => sleep(TICK).await,
+                Some(state) => return Err(HostError(format!("the job {id} is {state:?} and does not complete"))),
             }
         }
     }

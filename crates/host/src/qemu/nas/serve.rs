@@ -19,7 +19,7 @@ impl Steps<'_> {
         let rule = json!({"match": self.host.plane.distinguished_name(peer), "policy": "allow"});
         let at = listening(&self.host.listen, port)?;
         Ok(vec![
-            ("--object", self.host.plane.credentials("tls", "server")),
+            ("--object", self.host.plane.server("tls")?),
             ("--object", json!({"qom-type": "authz-list", "id": "peer", "policy": "deny", "rules": [rule]})),
             (
                 "--nbd-server",

@@ -47,7 +47,7 @@ impl Steps<'_> {
                 knock(endpoint).await?;
                 let node = format!("nas.{}", endpoint.export);
                 let credentials = format!("tls.{node}");
-                args.push(("--object", self.host.plane.credentials(&credentials, "client")));
+                args.push(("--object", self.host.plane.client(&credentials)));
                 let mut options = connection(endpoint, &credentials, PATIENCE);
                 options["node-name"] = node.as_str().into();
                 args.push(("--blockdev", options));
@@ -65,17 +65,12 @@ impl Steps<'_> {
         Ok(())
     }
 
-    /// The local file as a node. Where room was reserved for all of it, none is given back.
+    /// The local file as a node. Discards end here: what was reserved for the guest is not given back, so that no later write
+    /// meets a full disk. (Changing that by a reopen when it is reserved leaves the mirror in standby for ever, or ends the daemon.)
     fn local_node(&self) -> serde_json::Value {
-        self.local_nodes(self.local.reserved())
-    }
-
-    fn local_nodes(&self, reserved: bool) -> serde_json::Value {
-        let discard = if reserved { "ignore" } else { "unmap" };
         let mut file = file_node(&self.local.file(), self.host.aio, true);
-        file["node-name"] = "local.file".into();
-        file["discard"] = discard.into();
-        json!({"driver": "raw", "node-name": "local", "discard": discard, "file": file})
+        file["discard"] = "ignore".into();
+        json!({"driver": "raw", "node-name": "local", "file": file})
     }
 
     pub(super) async fn stop(&self, force: bool) -> Result<(), HostError> {
@@ -201,14 +196,6 @@ impl Steps<'_> {
     }
 
     pub(super) async fn reserve_local(&self) -> Result<(), HostError> {
-        // First the nodes stop giving room back, so that none of what is reserved now is lost again.
-        if let Some(mut session) = Session::find(&self.qsd).await?
-            && session.graph().await?.has("local")
-        {
-            let mut local = self.local_nodes(true);
-            let file = std::mem::replace(&mut local["file"], "local.file".into());
-            session.call("blockdev-reopen", json!({"options": [file, local]})).await?;
-        }
         let local = self.local.clone();
         tokio::task::spawn_blocking(move || local.reserve()).await.map_err(during("reserve room"))?
     }

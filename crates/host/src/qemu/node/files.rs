@@ -67,11 +67,6 @@ impl Local {
         }
     }
 
-    /// Whether room is reserved, so that giving any back would break the promise that writes find it.
-    pub(super) fn reserved(&self) -> bool {
-        self.find().is_ok_and(|found| found.is_some_and(|file| file.reserved))
-    }
-
     pub(super) fn create(&self, epoch: Epoch, size: u64) -> Result<(), HostError> {
         let file = self.file();
         match self.find()? {

@@ -217,7 +217,7 @@ async fn connect(
     let credentials = format!("tls.{node}");
     session.remove_object(graph, &credentials).await?;
     knock(endpoint).await?;
-    session.call("object-add", host.plane.credentials(&credentials, "client")).await?;
+    session.call("object-add", host.plane.client(&credentials)).await?;
     let opened = session.add(graph, node, connection(endpoint, &credentials, delay)).await;
     opened.map_err(during(format!("open the export {} of {}", endpoint.export, endpoint.server)))
 }

@@ -1,0 +1,7 @@
+//! The qemu plane's steps on real storage daemons, over TLS, under a guest that checks every block.
+//!
+//! `IMG_STORAGE_TEST_QEMU=DIR` takes the programs of another version.
+
+mod bed;
+mod life;
+mod writer;
