@@ -12,7 +12,7 @@ use img_storage_model::{
     Fact, Fault, HostName, Interval, RequestId,
     api::WriteBack,
     messages::{Assign, Body, Endpoint, NodePhase, Report, Role, Want},
-    nas::{self, Context, Decision, Intent, NasChange, NasFacts, NasStep, Stage, VolumeRecord},
+    nas::{self, Authority, Context, Decision, Intent, NasChange, NasFacts, NasStep, Stage, VolumeRecord},
     node::{JobState, PushOutcome, StepResult},
     schedule,
 };
@@ -324,7 +324,10 @@ impl Actor {
         let node = self.record.mapping.as_ref().map_or_else(String::new, |m| m.node.to_string());
         let what = match change {
             NasChange::Created => "created".to_owned(),
-            NasChange::Authority(authority) => format!("newest writes: {authority:?} ({node})"),
+            NasChange::Authority(Authority::MaybeNode) => format!("copied; {node} may switch to its local copy"),
+            NasChange::Authority(Authority::Node) => format!("{node} has the newest writes, on its local copy"),
+            NasChange::Authority(Authority::MaybeNas) => format!("everything is here too; {node} may switch back"),
+            NasChange::Authority(Authority::Nas) => "the newest writes are here".to_owned(),
             NasChange::Order { last } => format!("write-back ordered from {node}{}", if *last { ", the last one" } else { "" }),
             NasChange::Verified => "write-back verified".to_owned(),
             NasChange::PushFailed { why } => {
@@ -349,7 +352,7 @@ impl Actor {
             }
             NasChange::Unmapped => format!("unmapped from {node}"),
             NasChange::GiveUp => "given up".to_owned(),
-            NasChange::Layer(layer) => format!("newest writes on the NAS: {layer:?}"),
+            NasChange::Layer(_) => "what came back is folded into the volume".to_owned(),
             NasChange::Deleted | NasChange::NewPort => return,
         };
         tracing::info!(volume = %self.record.name, epoch = %self.record.epoch, "{what}");
@@ -442,7 +445,7 @@ impl Actor {
         }
         match &self.record.mapping {
             _ if self.record.stage != Stage::Ready => Err(Fault::refused(format!("{name} is not ready"))),
-            Some(m) if m.authority != nas::Authority::Node || m.want != Want::Local => {
+            Some(m) if m.authority != Authority::Node || m.want != Want::Local => {
                 Err(Fault::refused(format!("{name} is in use on {} over the network; its copy here is no point in time", m.node))
                     .next("unmap it, or move it to a local copy with map --sync, and export then"))
             }

@@ -49,7 +49,8 @@ pub(super) fn plan_node(m: &Mapping, f: &Seen<'_>, report: Option<&Report>, cont
             Decision::Record(NasChange::Order { last: false })
         }
         Want::Local if report.is_some_and(|r| r.phase == NodePhase::Local) => Decision::Rest,
-        Want::Local => Decision::Wait(format!("{} finishes the switch", m.node)),
+        Want::Local if report.is_none() => Decision::Wait(format!("waiting for {} to answer", m.node)),
+        Want::Local => Decision::Wait(format!("{} takes its local copy up", m.node)),
         Want::Remote => plan_back(m, f, report),
     }
 }
@@ -62,7 +63,9 @@ fn plan_push(m: &Mapping, f: &Seen<'_>, push: &PushState, report: Option<&Report
             return Decision::Do(NasStep::DiscardIncoming);
         }
         // What a daemon that died had not written yet is missing, whatever could be read from it before.
-        Some(incoming) if push.verified && !incoming.serving => return failed("the incoming file's daemon ended before its time"),
+        Some(incoming) if push.verified && !incoming.serving => {
+            return failed("the incoming file's daemon ended before its time");
+        }
         Some(_) if push.verified => return Decision::Do(NasStep::SealIncoming { push: push.push }),
         None if push.verified || matches!(result, Some(PushOutcome::Sent { .. })) => {
             return failed("the incoming file is gone");
