@@ -3,7 +3,7 @@
 use super::Desk;
 use img_storage_host::image::{self, ImageFormat, Served};
 use img_storage_model::{
-    Fault, HostName, PoolName, Selector, Size, VolumeId, VolumeName,
+    Fault, FaultKind, HostName, PoolName, Selector, Size, VolumeId, VolumeName,
     api::{Answer, Phase, Request, VolumeView},
     messages::Progress,
 };
@@ -107,7 +107,8 @@ impl Transfers {
     pub(super) fn failed_import(&self, selector: &Selector) -> Option<Fault> {
         let all = self.all();
         let failed = all.values().filter(|t| t.import && selector.matches(&t.name.0, &t.name.1, &t.name.2));
-        failed.max_by_key(|t| t.ended).and_then(|t| t.view.finished.clone()?.err())
+        let fault = failed.max_by_key(|t| t.ended).and_then(|t| t.view.finished.clone()?.err())?;
+        Some(Fault { kind: FaultKind::NotFound, ..fault })
     }
 }
 
