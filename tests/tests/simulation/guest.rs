@@ -19,7 +19,6 @@ pub struct Guest {
     volume: VolumeId,
     stop: Arc<AtomicBool>,
     calm: Arc<AtomicU64>,
-    failed: Arc<AtomicU64>,
     task: JoinHandle<()>,
 }
 
@@ -27,7 +26,6 @@ impl Guest {
     /// Starts it on a node.
     pub fn start(world: &World, node: &HostName, volume: VolumeId, blocks: usize, seed: u64) -> Self {
         let (stop, calm) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
-        let failed = Arc::new(AtomicU64::new(0));
         let work = live(
             world.clone(),
             node.clone(),
@@ -36,20 +34,14 @@ impl Guest {
             StdRng::seed_from_u64(seed),
             Arc::clone(&stop),
             Arc::clone(&calm),
-            Arc::clone(&failed),
         );
         let task = tokio::spawn(work);
-        Guest { world: world.clone(), node: node.clone(), volume, stop, calm, failed, task }
+        Guest { world: world.clone(), node: node.clone(), volume, stop, calm, task }
     }
 
     /// Something is about to happen.
     pub fn excite(&self) {
         self.calm.store(0, Ordering::Relaxed);
-    }
-
-    /// How many of its requests failed.
-    pub fn failed(&self) -> u64 {
-        self.failed.load(Ordering::Relaxed)
     }
 
     /// Shuts it down: it ends what it is doing and lets go of its device.
@@ -76,7 +68,6 @@ async fn live(
     mut random: StdRng,
     stop: Arc<AtomicBool>,
     calm: Arc<AtomicU64>,
-    failed: Arc<AtomicU64>,
 ) {
     let mut connected = None;
     while !stop.load(Ordering::Relaxed) {
@@ -93,11 +84,8 @@ async fn live(
         } else {
             world.guest_read(&node, volume, block).await
         };
-        if let Err(why) = result {
-            failed.fetch_add(1, Ordering::Relaxed);
-            if why == GuestError::Gone {
-                connected = None;
-            }
+        if result == Err(GuestError::Gone) {
+            connected = None;
         }
         let calm = calm.fetch_add(1, Ordering::Relaxed);
         sleep(Duration::from_micros(random.random_range(2000..8000) + (calm * 100).min(400_000))).await;

@@ -129,7 +129,7 @@ impl Nas {
             answering: Mutex::default(),
         });
         for record in records {
-            let rests = record.stage == Stage::Ready && record.mapping.is_none();
+            let rests = record.stage == Stage::Ready && record.mapping.is_none() && !record.lent;
             let id = record.id;
             nas.enter(record);
             if !rests {

@@ -26,7 +26,7 @@ impl Nas {
         let answer = match self.store.answer(id) {
             Ok(Some(given)) => given,
             Ok(None) => {
-                let remember = !matches!(request, Request::Find { .. } | Request::History { .. } | Request::Read { .. });
+                let remember = !matches!(request, Request::Find { .. } | Request::History { .. });
                 let answer = self.answer(&from, id, request).await.map(Box::new);
                 if remember && let Err(fault) = self.store.remember(id, &answer, self.clock.now()) {
                     tracing::warn!("{fault}");
@@ -143,6 +143,7 @@ impl Nas {
                     stage,
                     epoch,
                     asked: Some(id),
+                    lent: false,
                     assign: None,
                     mapping: None,
                 };

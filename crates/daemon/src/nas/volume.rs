@@ -110,7 +110,7 @@ impl Actor {
             }
             self.at_rest = false;
             let facts = self.observe().await;
-            if let Err(fault) = self.assign(&facts) {
+            if let Err(fault) = self.taken_back(&facts).and_then(|()| self.assign(&facts)) {
                 self.pause(fault.to_string()).await;
                 continue;
             }
@@ -438,6 +438,16 @@ impl Actor {
         Ok(())
     }
 
+    /// Notes that no reader has it any more.
+    fn taken_back(&mut self, facts: &NasFacts) -> Result<(), Fault> {
+        if self.record.lent && self.reader.is_none() && facts.reader.known() == Some(&false) {
+            let next = VolumeRecord { lent: false, ..self.record.clone() };
+            self.nas.store.put(&next)?;
+            self.record = next;
+        }
+        Ok(())
+    }
+
     fn lend(&mut self, peer: HostName, port: u16) -> Result<(), Fault> {
         let name = format!("volume {}/{}", self.record.pool, self.record.name);
         if self.reader.is_some() {
@@ -450,6 +460,10 @@ impl Actor {
                     .next("unmap it, or move it to a local copy with map --sync, and export then"))
             }
             _ => {
+                // A daemon that starts again must know that there is an export to end.
+                let next = VolumeRecord { lent: true, ..self.record.clone() };
+                self.nas.store.put(&next)?;
+                self.record = next;
                 self.reader = Some((peer, port));
                 Ok(())
             }

@@ -272,7 +272,9 @@ impl SimNas {
                             return Ok(true);
                         }
                         let incoming = dir.coming(&push)?;
-                        incoming.server = None;
+                        if incoming.server.take().is_none() {
+                            return refuse("the incoming file's daemon is not there to be ended");
+                        }
                         incoming.unflushed.clear();
                         if dir.pending.is_some() { refuse("another write-back is pending") } else { Ok(false) }
                     })

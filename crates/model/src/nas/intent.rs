@@ -224,6 +224,7 @@ mod tests {
             stage: Stage::Ready,
             epoch: Epoch(3),
             asked: None,
+            lent: false,
             assign: None,
             mapping: None,
         }

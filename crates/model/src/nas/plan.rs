@@ -156,6 +156,13 @@ fn plan_nas(v: &VolumeRecord, m: &Mapping, f: &Seen<'_>, report: Option<&Report>
     if m.authority == Authority::MaybeNode && report.is_some_and(|r| r.pivoted) {
         return Decision::Record(NasChange::Authority(Authority::Node));
     }
+    // The end of the live commit was written down but failed: the guest's writes still go to the overlay.
+    let unfolded = |e: &ExportFacts| {
+        e.over == NasLayer::Overlay && e.commit.as_ref().is_none_or(|c| !matches!(c.state, JobState::Pending | JobState::Done))
+    };
+    if m.layer == NasLayer::Disk && f.export.is_some_and(unfolded) {
+        return Decision::Record(NasChange::Layer(NasLayer::Overlay));
+    }
     let gone = report.is_some_and(|r| r.phase == NodePhase::Gone) || (m.abandon && m.authority == Authority::Nas);
     if m.want == Want::Gone && gone && m.layer == NasLayer::Disk {
         return match f.export {

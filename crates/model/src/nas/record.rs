@@ -130,6 +130,9 @@ pub struct VolumeRecord {
     /// The request whose intent was taken last: asked again, it is not taken twice.
     #[serde(default)]
     pub asked: Option<RequestId>,
+    /// A reader may have been given it: there may be a reader's export to end.
+    #[serde(default)]
+    pub lent: bool,
     /// The newest assignment sent to the mapped node.
     pub assign: Option<Assign>,
     /// Who may use it.
