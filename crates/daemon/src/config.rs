@@ -61,10 +61,18 @@ impl Config {
         let Some(path) = path else { return Ok(Self::default()) };
         let text = std::fs::read_to_string(path)
             .map_err(|e| Fault::invalid(format!("the configuration {} cannot be read: {e}", path.display())))?;
-        toml::from_str(&text).map_err(|e| {
+        let config: Self = toml::from_str(&text).map_err(|e| {
             Fault::invalid(format!("the configuration {} is not right: {}", path.display(), e.to_string().trim()))
                 .next("nothing was started; the keys are described in docs/configuration.md")
-        })
+        })?;
+        if config.nas.address.is_some_and(|a| a.is_unspecified() || a.is_multicast()) {
+            return Err(Fault::invalid(format!(
+                "the configuration {} is not right: nas.address is not an address that nodes can connect to",
+                path.display()
+            ))
+            .next("nothing was started; name the address of the data network's interface"));
+        }
+        Ok(config)
     }
 }
 

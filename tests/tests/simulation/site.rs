@@ -210,6 +210,7 @@ impl Site {
         let journal = Journal::open(&self.dir.join(format!("{name}.journal.db")))?;
         let running = if *name == self.nas {
             let config = nas::Config {
+                boot: "b".to_owned(),
                 frontend: host("front"),
                 address: name.to_string(),
                 frequency: Interval::seconds(60)?,

@@ -141,6 +141,8 @@ impl Desk {
     /// [`img_storage_model::FaultKind::Unfinished`] at the deadline, and then it goes on.
     pub async fn ask(&self, nas: &HostName, id: RequestId, request: Request, deadline: Duration) -> Result<Answer, Fault> {
         let until = Instant::now() + deadline;
+        // Declared before the receiver, and so dropped after it.
+        let _asker = Asker { desk: self, id };
         let (sender, mut answer) = oneshot::channel();
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner).entry(id).or_default().push(sender);
         loop {
@@ -294,5 +296,23 @@ impl Desk {
             }
         });
         std::iter::once(me).chain(others).collect()
+    }
+}
+
+/// Somebody who waits for an answer; takes its place away when it does not any more.
+struct Asker<'a> {
+    desk: &'a Desk,
+    id: RequestId,
+}
+
+impl Drop for Asker<'_> {
+    fn drop(&mut self) {
+        let mut waiting = self.desk.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(askers) = waiting.get_mut(&self.id) {
+            askers.retain(|asker| !asker.is_closed());
+            if askers.is_empty() {
+                waiting.remove(&self.id);
+            }
+        }
     }
 }

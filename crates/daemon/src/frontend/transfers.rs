@@ -192,7 +192,12 @@ impl Desk {
             return Err(Fault::refused(format!("{} exists already", file.display())).next("choose another name or remove it"));
         }
         let request = Request::Read { volume: volume.id };
-        let Answer::Served { volume, endpoint } = self.ask(&volume.nas, self.id(), request, NAS_WITHIN).await? else {
+        let served = self.ask(&volume.nas, self.id(), request, NAS_WITHIN).await;
+        if let Err(Fault { kind: FaultKind::Unfinished | FaultKind::Unreachable, .. }) = &served {
+            // It may have been served all the same, and nobody would read it.
+            let _ = self.ask(&volume.nas, self.id(), Request::ReadDone { volume: volume.id }, NAS_WITHIN).await;
+        }
+        let Answer::Served { volume, endpoint } = served? else {
             return Err(Fault::failed(format!("{} gave an answer to another question", volume.nas)));
         };
         let id = TransferId(self.id().0);

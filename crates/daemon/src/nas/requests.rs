@@ -128,7 +128,7 @@ impl Nas {
                 let now = self.clock.now();
                 let stage = if import {
                     let port = self.host.free_port().map_err(|e| Fault::failed(e.to_string()))?;
-                    Stage::Importing { peer: from.clone(), port, complete: false }
+                    Stage::Importing { peer: from.clone(), session: self.peers.session(from), port, complete: false }
                 } else {
                     Stage::Creating
                 };
@@ -241,7 +241,7 @@ impl Nas {
         let name = format!("volume {}/{}", view.pool, view.name);
         let query = RequestId(self.ids.fresh(self.clock.now()));
         let (reply, told) = oneshot::channel();
-        self.queries.lock().unwrap_or_else(std::sync::PoisonError::into_inner).insert(query, reply);
+        self.queries.lock().unwrap_or_else(std::sync::PoisonError::into_inner).insert(query, (node.clone(), reply));
         self.post.send(node, Body::WhoUses { volume, query });
         let told = timeout(NODE_ANSWERS_WITHIN, told).await;
         self.queries.lock().unwrap_or_else(std::sync::PoisonError::into_inner).remove(&query);
@@ -292,7 +292,7 @@ async fn served(mut watch: watch::Receiver<Shown>) -> Result<Answer, Fault> {
         loop {
             {
                 let shown = watch.borrow_and_update();
-                if let Some(fault) = &shown.failed {
+                if let Some(fault) = shown.failed.as_ref().or(shown.unread.as_ref()) {
                     return Err(fault.clone());
                 }
                 if let Some(endpoint) = &shown.served {

@@ -172,6 +172,7 @@ fn map(
         push: None,
         accepted: None,
         sync_now: false,
+        base_unsure: false,
     });
     Ok(())
 }
@@ -204,6 +205,7 @@ pub fn adopt(v: &mut VolumeRecord, node: &HostName, report: &Report, request: Re
         push: None,
         accepted: None,
         sync_now: false,
+        base_unsure: true,
     });
     true
 }

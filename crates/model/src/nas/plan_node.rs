@@ -90,7 +90,8 @@ fn plan_push(m: &Mapping, f: &Seen<'_>, push: &PushState, report: Option<&Report
 fn give_back_up(m: &Mapping, f: &Seen<'_>, report: Option<&Report>) -> Option<Decision> {
     let exported = f.export.is_some_and(|e| e.names.contains(&back_export(m)));
     if exported {
-        let let_go = report.is_some_and(|r| !matches!(r.phase, NodePhase::BringingBack | NodePhase::BackReady));
+        let holds = [NodePhase::BringingBack, NodePhase::BackReady, NodePhase::Switching];
+        let let_go = report.is_some_and(|r| !holds.contains(&r.phase));
         return Some(if let_go {
             Decision::Do(NasStep::StopExport)
         } else {

@@ -116,7 +116,7 @@ impl QemuNode {
             NodeStep::OpenSource { full } => at.open_source(full).await?,
             NodeStep::OpenIncoming { endpoint } => at.open_incoming(&endpoint).await?,
             NodeStep::StartPush { push, full } => at.start_push(push, full).await?,
-            NodeStep::DigestPush { full } => return at.digest_push(full).await,
+            NodeStep::DigestPush { full, .. } => return at.digest_push(full).await,
             NodeStep::EndPush => at.end_push().await?,
             NodeStep::DropBitmap { since } => at.drop_bitmap(since).await?,
             NodeStep::RevertBitmap => at.revert_bitmap().await?,
