@@ -13,6 +13,10 @@ use std::{
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::UnixStream,
+};
 
 /// The most a short command may take.
 const SHORT: Duration = Duration::from_secs(60);
@@ -249,6 +253,21 @@ impl Service {
     pub async fn volume(&self, name: &str) -> anyhow::Result<VolumeView> {
         let ran = self.run(&["show", name, "-o", "json"]).await?;
         Ok(serde_json::from_str(&ran.ok()?)?)
+    }
+
+    /// The phase a volume is in, asked of the front end directly: quick enough to watch short ones. `None` when nobody answers.
+    pub async fn glance(&self, name: &str) -> Option<Phase> {
+        let ask = async {
+            let mut stream = UnixStream::connect(self.dir.join("api.sock")).await?;
+            let request = format!("GET /api/volumes/{name} HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n");
+            stream.write_all(request.as_bytes()).await?;
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).await?;
+            Ok::<_, std::io::Error>(answer)
+        };
+        let answer = tokio::time::timeout(Duration::from_secs(1), ask).await.ok()?.ok()?;
+        let (_, body) = answer.split_once("\r\n\r\n")?;
+        serde_json::from_str::<VolumeView>(body).ok().map(|view| view.phase)
     }
 
     /// Waits until a volume is in a phase.
