@@ -220,28 +220,39 @@ pub async fn map(service: &Service, words: &[&str]) -> anyhow::Result<Device> {
 /// Watches the volume from copying to its second write-back.
 async fn follow(service: &Service, guest: &Writer, figures: &mut Figures) -> anyhow::Result<()> {
     let begun = Instant::now();
-    let (mut local_since, mut step) = (None, Step::new("copying under the running guest"));
+    let (mut local, mut step) = (false, Step::new("copying under the running guest"));
+    let [mut copying, mut switching, mut writing_back] = [Duration::ZERO; 3];
     while begun.elapsed() < LIMIT {
-        tokio::time::sleep(Duration::from_millis(5)).await;
+        tokio::time::sleep(Duration::from_millis(3)).await;
         let Some(view) = service.view("vol1").await else { continue };
+        // The longest request that ended since the last look counts for what is the case now.
+        let under_way = view.phase == Phase::Copying && view.progress.is_none_or(|p| p.done < p.total);
+        let longest = if local {
+            &mut writing_back
+        } else if under_way {
+            &mut copying
+        } else {
+            &mut switching
+        };
+        *longest = guest.figures().longest.max(*longest);
         if let Some(trouble) = &view.stuck {
             step.note(&format!("stuck on {}: {}", trouble.host, trouble.why));
         }
-        if local_since.is_none() {
+        if !local {
             if let Some(p) = view.progress.filter(|_| view.phase == Phase::Copying) {
                 step.progress(p.done, p.total, "");
             }
             if view.phase == Phase::Local {
                 (figures.copying, figures.copied) = (begun.elapsed(), view.allocated.unwrap_or(view.size.bytes()));
-                figures.pauses.push(("while it was copied and switched", guest.figures().longest));
-                local_since = Some(Instant::now());
+                local = true;
                 step.done(&format!("{}, and switched to the local disk", rate(figures.copied, figures.copying)));
                 step = Step::new("the guest on its local disk");
             }
         } else if take(&view, figures) {
             step.note(&format!("{} write-backs came home", figures.write_backs.len()));
             if figures.write_backs.len() >= 2 {
-                figures.pauses.push(("during write-backs", guest.figures().longest));
+                figures.pauses =
+                    vec![("while it was copied", copying), ("at the switch", switching), ("during write-backs", writing_back)];
                 step.done("two write-backs came home while it wrote");
                 return Ok(());
             }

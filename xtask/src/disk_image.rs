@@ -17,8 +17,8 @@ use std::{
 const SOURCES: [&str; 3] = ["/usr/share", "/usr/lib", "/usr/bin"];
 /// Bytes of real files that are taken at most.
 const FILES: u64 = 360 << 20;
-/// The largest file that is taken.
-const LARGEST: u64 = 24 << 20;
+/// The smallest and the largest file that are taken; tens of thousands of tiny ones would take longer than all the rest.
+const LENGTHS: std::ops::Range<u64> = 16 << 10..24 << 20;
 /// The file for the writer.
 const PLAYGROUND: &str = "guest.data";
 /// Its size.
@@ -104,7 +104,7 @@ fn take(source: &Path, tree: &Path, files: &mut BTreeMap<PathBuf, blake3::Hash>,
         let odd = path.to_string_lossy().chars().any(|c| c.is_whitespace() || c.is_control() || c == '"');
         if meta.is_dir() {
             take(&path, tree, files, bytes)?;
-        } else if meta.is_file() && meta.len() <= LARGEST && *bytes + meta.len() <= FILES && !odd && meta.nlink() == 1 {
+        } else if meta.is_file() && LENGTHS.contains(&meta.len()) && *bytes + meta.len() <= FILES && !odd && meta.nlink() == 1 {
             let relative = path.strip_prefix("/")?.to_owned();
             let target = tree.join(&relative);
             fs::create_dir_all(target.parent().unwrap_or(tree))?;
