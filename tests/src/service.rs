@@ -255,19 +255,28 @@ impl Service {
         Ok(serde_json::from_str(&ran.ok()?)?)
     }
 
+    /// Asks the front end directly, without a program being started; its answer, whatever it is.
+    ///
+    /// # Errors
+    /// When nobody answers.
+    pub async fn ask(&self, method: &str, path: &str, body: &str) -> std::io::Result<String> {
+        let mut stream = UnixStream::connect(self.dir.join("api.sock")).await?;
+        let request = format!(
+            "{method} {path} HTTP/1.1\r\nHost: test\r\nConnection: close\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        stream.write_all(request.as_bytes()).await?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await?;
+        let (_, body) = answer.split_once("\r\n\r\n").ok_or_else(|| std::io::Error::other("no HTTP"))?;
+        Ok(body.to_owned())
+    }
+
     /// A volume as the front end shows it, asked directly: quick enough to watch short phases. `None` when nobody answers.
     pub async fn view(&self, name: &str) -> Option<VolumeView> {
-        let ask = async {
-            let mut stream = UnixStream::connect(self.dir.join("api.sock")).await?;
-            let request = format!("GET /api/volumes/{name} HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n");
-            stream.write_all(request.as_bytes()).await?;
-            let mut answer = String::new();
-            stream.read_to_string(&mut answer).await?;
-            Ok::<_, std::io::Error>(answer)
-        };
-        let answer = tokio::time::timeout(Duration::from_secs(1), ask).await.ok()?.ok()?;
-        let (_, body) = answer.split_once("\r\n\r\n")?;
-        serde_json::from_str(body).ok()
+        let path = format!("/api/volumes/{name}");
+        let answer = tokio::time::timeout(Duration::from_secs(1), self.ask("GET", &path, "")).await.ok()?.ok()?;
+        serde_json::from_str(&answer).ok()
     }
 
     /// The phase a volume is in.

@@ -1,5 +1,6 @@
 //! `cargo xtask`: `test`, `demo` and `bench`. Each installs what it needs and the machine lacks.
 
+mod bench;
 mod command;
 mod demo;
 mod disk_image;
@@ -22,12 +23,14 @@ struct Cli {
 enum Verb {
     Test(test::Test),
     Demo(demo::Demo),
+    Bench(bench::Bench),
 }
 
 fn main() -> ExitCode {
     let done = match Cli::parse().verb {
         Verb::Test(test) => test.run(),
         Verb::Demo(demo) => demo.run(),
+        Verb::Bench(bench) => bench.run(),
     };
     match done {
         Ok(code) => code,
