@@ -33,9 +33,9 @@ impl NasHost for SimNas {
     }
 
     fn pools(&self) -> Work<'_, Vec<PoolReport>> {
-        Box::pin(async move {
-            self.world.with(|s| s.machine(&self.name).pools.iter().map(|p| pool_report(p.as_str())).collect())
-        })
+        Box::pin(
+            async move { self.world.with(|s| s.machine(&self.name).pools.iter().map(|p| pool_report(p.as_str())).collect()) },
+        )
     }
 
     fn free_port(&self) -> Result<u16, HostError> {
@@ -135,12 +135,7 @@ impl SimNas {
         self.on_machine(volume, what, |m| f(m.dir(volume)?)).await
     }
 
-    async fn on_machine<R>(
-        &self,
-        volume: &VolumeRef,
-        what: &str,
-        f: impl FnOnce(&mut NasMachine) -> Done<R>,
-    ) -> Done<R> {
+    async fn on_machine<R>(&self, volume: &VolumeRef, what: &str, f: impl FnOnce(&mut NasMachine) -> Done<R>) -> Done<R> {
         self.world
             .part(|s| {
                 let result = f(s.machine(&self.name));
@@ -244,8 +239,7 @@ impl SimNas {
                         Some(incoming) if incoming.push != push => refuse("the incoming file of another write-back is there"),
                         Some(_) => Ok(()),
                         None => {
-                            dir.incoming =
-                                Some(Incoming { push, blocks: BTreeMap::new(), unflushed: Vec::new(), server: None });
+                            dir.incoming = Some(Incoming { push, blocks: BTreeMap::new(), unflushed: Vec::new(), server: None });
                             Ok(())
                         }
                     }
