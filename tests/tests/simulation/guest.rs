@@ -26,15 +26,8 @@ impl Guest {
     /// Starts it on a node.
     pub fn start(world: &World, node: &HostName, volume: VolumeId, blocks: usize, seed: u64) -> Self {
         let (stop, calm) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
-        let work = live(
-            world.clone(),
-            node.clone(),
-            volume,
-            blocks,
-            StdRng::seed_from_u64(seed),
-            Arc::clone(&stop),
-            Arc::clone(&calm),
-        );
+        let work =
+            live(world.clone(), node.clone(), volume, blocks, StdRng::seed_from_u64(seed), Arc::clone(&stop), Arc::clone(&calm));
         let task = tokio::spawn(work);
         Guest { world: world.clone(), node: node.clone(), volume, stop, calm, task }
     }

@@ -210,7 +210,11 @@ impl Act {
             let before = self.site.world.newest(self.volume, blocks);
             match self.site.ask(Request::Sync { volume: self.volume }).await {
                 Ok(_) => {
-                    return self.site.world.check_holds(self.volume, &before).map_err(|why| format!("sync was answered, but {why}"));
+                    return self
+                        .site
+                        .world
+                        .check_holds(self.volume, &before)
+                        .map_err(|why| format!("sync was answered, but {why}"));
                 }
                 Err(fault) => self.site.world.note(format!("refused: {fault}")),
             }

@@ -154,7 +154,7 @@ async fn the_nas_dies_during_a_push() {
     bed.kill("nas", ".i");
     bed.node(NodeStep::StartPush { push, full: false }).await;
     bed.until("failed", |q| q.push.as_ref().is_some_and(|(_, job)| matches!(job.state, JobState::Failed(_)))).await;
-    assert!(bed.try_node(NodeStep::DigestPush { full: false }).await.is_err());
+    assert!(bed.try_node(NodeStep::DigestPush { push, full: false }).await.is_err());
     bed.node(NodeStep::EndPush).await;
     bed.node(NodeStep::RevertBitmap).await;
     bed.nas(NasStep::DiscardIncoming).await;
