@@ -135,7 +135,8 @@ fn tap(mail: Arc<Mail>, world: World) -> img_storage_daemon::bus::Tap {
                     text
                 }
             };
-            let mishap = if delays.len() == 1 && delays[0] <= POSTAGE * 10 { String::new() } else { format!(" MISHAP {delays:?}") };
+            let mishap =
+                if delays.len() == 1 && delays[0] <= POSTAGE * 10 { String::new() } else { format!(" MISHAP {delays:?}") };
             world.note(format!("m{number} {}→{} {text}{mishap}", message.from, message.to));
         }
         delays

@@ -128,11 +128,8 @@ impl Nases {
         if cut {
             return Err(format!("{}: no route to host", end.host));
         }
-        let (name, nas) = self
-            .0
-            .iter()
-            .find(|(name, _)| name.as_str() == end.host)
-            .ok_or_else(|| format!("{}: no such host", end.host))?;
+        let (name, nas) =
+            self.0.iter().find(|(name, _)| name.as_str() == end.host).ok_or_else(|| format!("{}: no such host", end.host))?;
         if *name != end.server {
             return Err(format!("{}: the certificate is for {name}", end.server));
         }
@@ -189,10 +186,7 @@ impl Nases {
     pub fn held(&self, target: &Target) -> bool {
         use img_storage_model::node::JobState::Pending;
         matches!(target, Target::Export(..))
-            && self
-                .dir(target)
-                .and_then(|d| d.export.as_ref()?.commit.as_ref())
-                .is_some_and(|commit| commit.state == Pending)
+            && self.dir(target).and_then(|d| d.export.as_ref()?.commit.as_ref()).is_some_and(|commit| commit.state == Pending)
     }
 
     /// Writes a block behind a connection; what it was there.
