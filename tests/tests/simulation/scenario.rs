@@ -23,6 +23,7 @@ pub const SCENARIOS: &[(&str, Play)] = &[
     ("restart", |a| Box::pin(restart(a))),
     ("resize", |a| Box::pin(resize(a))),
     ("turn", |a| Box::pin(turn(a))),
+    ("waver", |a| Box::pin(waver(a))),
     ("force", |a| Box::pin(force(a))),
     ("read", |a| Box::pin(read(a))),
     ("import", |a| Box::pin(remote(a))),
@@ -420,4 +421,33 @@ async fn read(act: &mut Act) -> Result<(), String> {
     act.guest_works(100).await;
     act.unmap(false).await?;
     act.export().await
+}
+
+/// Asked back and forth while nothing is written: what is taken up again must be what was left.
+async fn waver(act: &mut Act) -> Result<(), String> {
+    act.map(0, true).await?;
+    act.is(Phase::Local).await?;
+    act.guest_works(200).await;
+    if let Some(guest) = &act.guest {
+        guest.idle(true);
+    }
+    let mut asked = tokio::task::JoinSet::new();
+    for millis in [30, 150, 215, 225, 240] {
+        let back = Request::BringBack { volume: act.volume };
+        let again = Request::Map { volume: act.volume, node: act.node(0), sync: true, device: DeviceKind::Nbd };
+        for (request, pause) in [(back, millis), (again, 30)] {
+            let site = Arc::clone(&act.site);
+            asked.spawn(async move { site.ask(request).await.map(drop) });
+            sleep(Duration::from_millis(pause)).await;
+        }
+    }
+    // Whatever order they arrived in, each is answered, and then none comes any more.
+    while asked.join_next().await.is_some() {}
+    act.bring_back().await?;
+    if let Some(guest) = &act.guest {
+        guest.idle(false);
+    }
+    act.is(Phase::Remote).await?;
+    act.guest_works(300).await;
+    act.unmap(false).await
 }

@@ -69,7 +69,19 @@ impl Nas {
             }
             Request::BringBack { volume } => {
                 let watch = self.intend(volume, id, Intent::BringBack).await?;
-                settled(watch, volume, |s| s.view.phase == Phase::Remote && s.behind_since.is_none()).await
+                let epoch = watch.borrow().view.epoch;
+                // Somebody may want otherwise before it is there: then it never will be.
+                let given_up = move |v: &VolumeView| {
+                    v.sync || v.epoch != epoch || matches!(v.phase, Phase::Unmapped | Phase::Returning | Phase::Deleting)
+                };
+                let there = |s: &Shown| s.view.phase == Phase::Remote && s.behind_since.is_none();
+                match settled(watch, volume, move |s| there(s) || given_up(&s.view)).await? {
+                    Answer::Volume { volume } if given_up(&volume) => {
+                        let name = format!("volume {}/{}", volume.pool, volume.name);
+                        Err(Fault::refused(format!("{name} was not brought back: something else was asked for meanwhile")))
+                    }
+                    answer => Ok(answer),
+                }
             }
         }
     }
