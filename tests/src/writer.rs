@@ -56,6 +56,21 @@ impl Device {
     pub async fn connect(&self, deadline: Duration) -> Result<Nbd, NbdError> {
         Nbd::unix(&self.socket, &self.export, &[], deadline).await
     }
+
+    /// Waits, a second at most, until the server too has closed the connections that are over: until then whoever asks who
+    /// uses the device is told that somebody does.
+    pub async fn released(&self) {
+        let path = self.socket.display().to_string();
+        for _ in 0..500 {
+            let table = std::fs::read_to_string("/proc/net/unix").unwrap_or_default();
+            // 03 is a connection, 01 a socket that listens.
+            let connected = |line: &str| line.ends_with(&path) && line.split_whitespace().nth(5) == Some("03");
+            if !table.lines().any(connected) {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    }
 }
 
 /// What the writer does.
@@ -230,7 +245,7 @@ impl Writer {
                 Err(why) => End::Broken(why),
             };
             match end {
-                End::Stopped => return Ok(()),
+                End::Stopped => break,
                 End::Violation(violation) => return Err(violation.into()),
                 End::Broken(why) => {
                     if matches!(why, NbdError::Refused { .. }) {
@@ -244,6 +259,7 @@ impl Writer {
                 }
             }
         }
+        device.released().await;
         Ok(())
     }
 
@@ -409,6 +425,7 @@ impl Writer {
             Err(End::Violation(violation)) => return Err(violation.into()),
         }
         nbd.disconnect().await;
+        device.released().await;
         Ok(())
     }
 }

@@ -115,11 +115,10 @@ async fn life(service: &mut Service, dir: &Path) -> anyhow::Result<Figures> {
     step.done("");
     create(service, &image).await?;
 
-    let begun = Instant::now();
     let step = Step::new("map vol1 compute-0-0 --sync");
-    let device = map(service, &["map", "vol1", "compute-0-0", "--sync"]).await?;
+    let (device, usable) = map(service, &["map", "vol1", "compute-0-0", "--sync"]).await?;
+    figures.usable = usable;
     step.done("usable");
-    figures.usable = begun.elapsed();
     let guest = Writer::stamped(RUN, BLOCK, &image.areas);
     let load = Load { depth: 4, rest: Duration::from_millis(2), ..Load::default() };
     let running = tokio::spawn(Arc::clone(&guest).run(device.clone(), load));
@@ -146,9 +145,8 @@ async fn life(service: &mut Service, dir: &Path) -> anyhow::Result<Figures> {
     figures.unmap = step.done("everything is home and verified");
 
     println!("\nthe proof");
-    let begun = Instant::now();
-    let device = map(service, &["map", "vol1", "compute-0-1"]).await?;
-    figures.again = begun.elapsed();
+    let (device, again) = map(service, &["map", "vol1", "compute-0-1"]).await?;
+    figures.again = again;
     let step = Step::new("every block the guest wrote, read on compute-0-1");
     guest.check_all(&device, LIMIT, false).await.context("what the guest wrote is not on the other node")?;
     step.done("right");
@@ -208,13 +206,16 @@ async fn create(service: &Service, image: &DiskImage) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Maps, and reads the first block through the device: then it is usable.
-pub async fn map(service: &Service, words: &[&str]) -> anyhow::Result<Device> {
+/// Maps, and reads the first block through the device: then it is usable, and that long it took.
+pub async fn map(service: &Service, words: &[&str]) -> anyhow::Result<(Device, Duration)> {
+    let begun = Instant::now();
     let device: Device = service.run_within(words, LIMIT).await?.ok()?.parse()?;
     let nbd = device.connect(LIMIT).await?;
     nbd.read(0, BLOCK).await?;
+    let usable = begun.elapsed();
     nbd.disconnect().await;
-    Ok(device)
+    device.released().await;
+    Ok((device, usable))
 }
 
 /// Watches the volume from copying to its second write-back.

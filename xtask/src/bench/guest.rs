@@ -56,28 +56,31 @@ pub async fn measure(bed: &Bed) -> anyhow::Result<Part> {
             got[n][1].push(fio(bed, job, &nbd(&server.uri)).await?);
         }
         drop(server);
-        let device = uri(&map(&bed.service, &["map", "g", "compute-0-0"]).await?);
+        let (device, _) = map(&bed.service, &["map", "g", "compute-0-0"]).await?;
         for (n, job) in JOBS.iter().enumerate() {
             step.note(&format!("remote, {}", job.name));
-            got[n][2].push(fio(bed, job, &device).await?);
+            got[n][2].push(fio(bed, job, &uri(&device)).await?);
         }
+        device.released().await;
         bed.cli(&["unmap", "g"]).await?;
         for (n, job) in JOBS.iter().enumerate() {
             step.note(&format!("copying, {}", job.name));
-            let device = uri(&map(&bed.service, &["map", "g", "compute-0-0", "--sync"]).await?);
-            got[n][3].push(fio(bed, job, &device).await?);
+            let (device, _) = map(&bed.service, &["map", "g", "compute-0-0", "--sync"]).await?;
+            got[n][3].push(fio(bed, job, &uri(&device)).await?);
             cut_short += u32::from(bed.service.glance("g").await == Some(Phase::Local));
             if n + 1 < JOBS.len() {
+                device.released().await;
                 bed.cli(&["unmap", "g"]).await?;
             }
         }
         bed.service.until("g", Phase::Local, LIMIT).await?;
-        let device = uri(&bed.service.volume("g").await?.device.context("a device")?.parse()?);
+        let device: Device = bed.service.volume("g").await?.device.context("a device")?.parse()?;
         for (n, job) in JOBS.iter().enumerate() {
             step.note(&format!("local, {}", job.name));
-            got[n][4].push(fio(bed, job, &device).await?);
+            got[n][4].push(fio(bed, job, &uri(&device)).await?);
             step.note(&format!("writing back, {}", job.name));
-            let mut measuring = std::pin::pin!(fio(bed, job, &device));
+            let place = uri(&device);
+            let mut measuring = std::pin::pin!(fio(bed, job, &place));
             let measured = loop {
                 let writing_back = async {
                     bed.cli(&["sync", "g"]).await?;
@@ -91,6 +94,7 @@ pub async fn measure(bed: &Bed) -> anyhow::Result<Part> {
             };
             got[n][5].push(measured);
         }
+        device.released().await;
         bed.cli(&["unmap", "g"]).await?;
         step.done(&format!("round {}", round + 1));
     }

@@ -18,9 +18,7 @@ pub async fn measure(bed: &Bed) -> anyhow::Result<Part> {
     let (mut usable, mut released) = (Vec::new(), Vec::new());
     let rounds = bed.rounds(20);
     for round in 0..=rounds {
-        let begun = Instant::now();
-        map(&bed.service, &["map", "m", "compute-0-0"]).await?;
-        let mapped = begun.elapsed();
+        let (_, mapped) = map(&bed.service, &["map", "m", "compute-0-0"]).await?;
         let begun = Instant::now();
         bed.cli(&["unmap", "m"]).await?;
         // The first is for warming up.
@@ -64,7 +62,7 @@ async fn pauses(bed: &Bed) -> anyhow::Result<Vec<Duration>> {
     for round in 0..bed.rounds(10) {
         let name = format!("p{round}");
         bed.cli(&["create", &name, "--size", "256M"]).await?;
-        let device = map(&bed.service, &["map", &name, "compute-0-0", "--sync"]).await?;
+        let (device, _) = map(&bed.service, &["map", &name, "compute-0-0", "--sync"]).await?;
         let guest = Writer::new(round as u64 + 1, 4096, &[Extent { offset: 0, length: 256 << 20 }]);
         let load = Load { depth: 4, ..Load::default() };
         let running = tokio::spawn(Arc::clone(&guest).run(device, load));

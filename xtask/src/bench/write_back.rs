@@ -18,7 +18,7 @@ const CHANGES: [(f64, u32); 4] = [(0.001, 65536), (0.01, 65536), (0.1, 65536), (
 
 pub async fn measure(bed: &Bed) -> anyhow::Result<Part> {
     bed.volume("w").await?;
-    let device = map(&bed.service, &["map", "w", "compute-0-0", "--sync"]).await?;
+    let (device, _) = map(&bed.service, &["map", "w", "compute-0-0", "--sync"]).await?;
     bed.service.until("w", Phase::Local, LIMIT).await?;
     let nbd = device.connect(Duration::from_secs(60)).await?;
     let mut rng = SmallRng::seed_from_u64(2);
@@ -51,6 +51,7 @@ pub async fn measure(bed: &Bed) -> anyhow::Result<Part> {
     // The last way home: with something to take along, and without.
     change(&nbd, bed.size, 0.01, 65536, &mut rng).await?;
     nbd.disconnect().await;
+    device.released().await;
     let begun = Instant::now();
     bed.cli(&["unmap", "w"]).await?;
     let last = begun.elapsed();
