@@ -201,7 +201,10 @@ impl Nas {
                     self.tell_those_of(&from, hello.role);
                 }
             }
-            Body::Report(report) => self.report(&from, *report),
+            Body::Report(report) => {
+                self.peers.seen(&from, self.clock.now());
+                self.report(&from, *report);
+            }
             Body::Users { query, holders } => self.told(query, holders),
             Body::Request { id, request } => {
                 if self.answering().insert(id) {
