@@ -134,7 +134,7 @@ prop_compose! {
         accepted in proptest::option::of(any_snapshot()),
         back in proptest::option::of(any::<bool>()),
     ) -> Assign {
-        let push = push.map(|(push, served, last)| PushOrder { push, endpoint: served.then(|| endpoint("push")), last });
+        let push = push.map(|(push, served, last)| PushOrder { push, endpoint: served.then(|| endpoint("push")), last, full: false });
         let back = back.map(|granted| BackOrder { endpoint: endpoint("e3.back"), granted });
         let (force, granted, release) = flags;
         Assign { epoch, force, granted, release, export, push, accepted, back, ..assign(want) }

@@ -94,7 +94,12 @@ impl QemuNode {
         if let Fact::Known(Some(file)) = local.look() {
             copy::converge(&mut session, &mut graph, file.size).await?;
         }
-        facts(&graph, mark.epoch, local.scratch().exists()).map(Some)
+        let mut facts = facts(&graph, mark.epoch, local.scratch().exists())?;
+        // What goes through a relay that leads nowhere, or is not there, reaches no NAS: it is no way back, and only to be cancelled.
+        if facts.back.is_some() && !back::leads_to_a_nas(&self.plane.qsd(volume, ".b")) {
+            facts.back = Some("nowhere".to_owned());
+        }
+        Ok(Some(facts))
     }
 
     async fn carry_out(&self, volume: VolumeId, step: NodeStep) -> Result<StepResult, HostError> {
