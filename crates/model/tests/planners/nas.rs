@@ -32,6 +32,7 @@ fn mapping(want: Want, authority: Authority) -> Mapping {
         push: None,
         accepted: None,
         sync_now: false,
+        base_unsure: false,
     }
 }
 
@@ -303,7 +304,7 @@ prop_compose! {
             8 => Just(Stage::Ready),
             1 => Just(Stage::Creating),
             1 => Just(Stage::Deleting),
-            1 => any::<bool>().prop_map(|complete| Stage::Importing { peer: host("front"), port: 6, complete }),
+            1 => any::<bool>().prop_map(|complete| Stage::Importing { peer: host("front"), session: None, port: 6, complete }),
         ],
         mapping in proptest::option::weighted(0.9, any_mapping()),
         assign in any_assign(),

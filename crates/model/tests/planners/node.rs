@@ -124,7 +124,7 @@ fn what_the_local_copy_holds_is_taken_up_again() {
 
 #[test]
 fn a_write_back_goes_step_by_step() {
-    let order = PushOrder { push: snapshot(1), endpoint: Some(endpoint("push")), last: false };
+    let order = PushOrder { push: snapshot(1), endpoint: Some(endpoint("push")), last: false, full: false };
     let r = record(Assign { push: Some(order), ..assign(Want::Local) }, Truth::Local);
     let steps = |q: QsdFacts| decide(&r, Some(q), Some(file()));
     let old = bitmap(Incremental::Pivot, true);
@@ -140,7 +140,7 @@ fn a_write_back_goes_step_by_step() {
     assert_eq!(steps(at(incoming)), Decision::Do(NodeStep::StartPush { push: snapshot(1), full: false }));
     let moving = |state| QsdFacts { push: Some((snapshot(1), job(state))), ..at(incoming) };
     assert!(waits(&steps(moving(JobState::Running))));
-    assert_eq!(steps(moving(JobState::Done)), Decision::Do(NodeStep::DigestPush { full: false }));
+    assert_eq!(steps(moving(JobState::Done)), Decision::Do(NodeStep::DigestPush { push: snapshot(1), full: false }));
     let Decision::Record(NodeChange::Pushed(result)) = steps(moving(JobState::Failed("no".to_owned()))) else { panic!() };
     assert!(matches!(result.outcome, PushOutcome::Failed { .. }));
     let over = NodeRecord { pushed: Some(sent(snapshot(1))), ..r.clone() };
@@ -170,7 +170,7 @@ fn what_is_not_recorded_since_what_the_nas_holds_moves_whole() {
         (Incremental::Snapshot(snapshot(0)), Some(snapshot(2)), true),
         (Incremental::Snapshot(snapshot(0)), None, true),
     ] {
-        let order = PushOrder { push: snapshot(1), endpoint: Some(endpoint("push")), last: true };
+        let order = PushOrder { push: snapshot(1), endpoint: Some(endpoint("push")), last: true, full: false };
         let r = record(Assign { push: Some(order), accepted, ..assign(Want::Gone) }, Truth::Local);
         let q = on_local(&[bitmap(since, false), bitmap(Incremental::Snapshot(snapshot(1)), true)]);
         let q = QsdFacts { guest: false, ..q };
@@ -336,9 +336,10 @@ proptest! {
                 let newest = qsd.as_ref().and_then(|q| q.recording()).map(|b| b.since);
                 prop_assert!(newest == a.accepted.map(Incremental::Snapshot) && newest.is_some() && Some(*since) != newest);
             }
-            NodeStep::OpenSource { full: false } | NodeStep::StartPush { full: false, .. } | NodeStep::DigestPush { full: false } => {
+            NodeStep::OpenSource { full: false } | NodeStep::StartPush { full: false, .. } | NodeStep::DigestPush { full: false, .. } => {
                 let since = qsd.as_ref().and_then(|q| q.frozen()).map(|b| b.since);
                 prop_assert_eq!(since, Some(a.accepted.map_or(Incremental::Pivot, Incremental::Snapshot)));
+                prop_assert!(a.push.as_ref().is_none_or(|p| !p.full));
             }
             _ => {}
         }
