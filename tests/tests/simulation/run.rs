@@ -126,14 +126,10 @@ async fn trouble(site: Arc<Site>, seed: u64) {
                 let nas = site.nas.clone();
                 site.restart(&nas).await;
             }
-            7 => {
-                site.world.restart_node(&node);
-                site.restart(&node).await;
-            }
+            7 => site.reboot(&node).await,
             8 => {
                 let nas = site.nas.clone();
-                site.world.restart_nas(&nas);
-                site.restart(&nas).await;
+                site.reboot(&nas).await;
             }
             9 => {
                 site.world.fill_disk(&node, true);

@@ -71,6 +71,7 @@ pub struct Site {
     dir: PathBuf,
     daemons: Mutex<BTreeMap<HostName, Running>>,
     starts: AtomicU64,
+    boots: AtomicU64,
     waiting: Waiting,
     front: Post,
 }
@@ -191,6 +192,7 @@ impl Site {
             dir,
             daemons: Mutex::default(),
             starts: AtomicU64::new(0),
+            boots: AtomicU64::new(0),
             waiting,
             front: member.post,
         });
@@ -211,7 +213,7 @@ impl Site {
         let journal = Journal::open(&self.dir.join(format!("{name}.journal.db")))?;
         let running = if *name == self.nas {
             let config = nas::Config {
-                boot: "b".to_owned(),
+                boot: format!("boot {}", self.boots.load(Ordering::Relaxed)),
                 frontend: host("front"),
                 address: name.to_string(),
                 frequency: Interval::seconds(60)?,
@@ -240,6 +242,17 @@ impl Site {
         if let Err(fault) = self.start(name) {
             self.world.note(format!("VIOLATION the daemon of {name} does not start: {fault}"));
         }
+    }
+
+    /// Restarts a host's machine, and its daemon with it.
+    pub async fn reboot(&self, name: &HostName) {
+        if *name == self.nas {
+            self.boots.fetch_add(1, Ordering::Relaxed);
+            self.world.restart_nas(name);
+        } else {
+            self.world.restart_node(name);
+        }
+        self.restart(name).await;
     }
 
     /// How many messages were sent.

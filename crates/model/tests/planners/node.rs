@@ -339,6 +339,7 @@ proptest! {
             NodeStep::OpenSource { full: false } | NodeStep::StartPush { full: false, .. } | NodeStep::DigestPush { full: false, .. } => {
                 let since = qsd.as_ref().and_then(|q| q.frozen()).map(|b| b.since);
                 prop_assert_eq!(since, Some(a.accepted.map_or(Incremental::Pivot, Incremental::Snapshot)));
+                prop_assert!(a.push.as_ref().is_none_or(|p| !p.full));
             }
             _ => {}
         }

@@ -130,11 +130,11 @@ prop_compose! {
         epoch in any_epoch(),
         flags in any::<(bool, bool, bool)>(),
         export in proptest::option::of(any_export()),
-        push in proptest::option::of((any_snapshot(), any::<bool>(), any::<bool>())),
+        push in proptest::option::of((any_snapshot(), any::<bool>(), any::<bool>(), any::<bool>())),
         accepted in proptest::option::of(any_snapshot()),
         back in proptest::option::of(any::<bool>()),
     ) -> Assign {
-        let push = push.map(|(push, served, last)| PushOrder { push, endpoint: served.then(|| endpoint("push")), last, full: false });
+        let push = push.map(|(push, served, last, full)| PushOrder { push, endpoint: served.then(|| endpoint("push")), last, full });
         let back = back.map(|granted| BackOrder { endpoint: endpoint("e3.back"), granted });
         let (force, granted, release) = flags;
         Assign { epoch, force, granted, release, export, push, accepted, back, ..assign(want) }
