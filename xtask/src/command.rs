@@ -6,10 +6,56 @@ use std::{
     io::{BufRead as _, BufReader, Read, Write as _},
     os::unix::process::CommandExt as _,
     path::PathBuf,
-    process::{Command, Stdio},
-    sync::mpsc,
+    process::{Child, Command, Stdio},
+    sync::{Mutex, PoisonError, mpsc},
     time::{Duration, Instant},
 };
+
+/// The process groups that end when this program is told to.
+static GROUPS: Mutex<Vec<Pid>> = Mutex::new(Vec::new());
+
+/// What was started, as a process group of its own.
+pub struct Group(Pid);
+
+impl Group {
+    /// Takes the group that `child`, started with `process_group(0)`, leads.
+    ///
+    /// # Errors
+    /// When it has no process id.
+    pub fn of(child: &Child) -> anyhow::Result<Self> {
+        let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw).context("a process id")?;
+        GROUPS.lock().unwrap_or_else(PoisonError::into_inner).push(pid);
+        Ok(Group(pid))
+    }
+
+    /// Kills all of it.
+    pub fn kill(&self) {
+        let _ = kill_process_group(self.0, Signal::KILL);
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        GROUPS.lock().unwrap_or_else(PoisonError::into_inner).retain(|pid| *pid != self.0);
+    }
+}
+
+/// From now on Ctrl-C, or being asked to end, ends every group and then this program.
+///
+/// # Errors
+/// When signals cannot be received.
+pub fn end_with_all() -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    std::thread::spawn(move || {
+        runtime.block_on(crate::demo::interrupted());
+        for pid in GROUPS.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+            let _ = kill_process_group(*pid, Signal::KILL);
+        }
+        eprintln!("interrupted");
+        std::process::exit(130);
+    });
+    Ok(())
+}
 
 /// The workspace's directory.
 pub fn root() -> PathBuf {
@@ -57,6 +103,7 @@ pub fn watch(command: &mut Command, limit: Duration) -> anyhow::Result<Watched> 
     let shown = line(command);
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
     let mut child = command.spawn().with_context(|| format!("starting `{shown}`"))?;
+    let group = Group::of(&child)?;
     let (sender, lines) = mpsc::channel();
     let streams: [Option<Box<dyn Read + Send>>; 2] =
         [child.stdout.take().map(|s| Box::new(s) as _), child.stderr.take().map(|s| Box::new(s) as _)];
@@ -88,9 +135,7 @@ pub fn watch(command: &mut Command, limit: Duration) -> anyhow::Result<Watched> 
             Err(mpsc::RecvTimeoutError::Timeout) => {
                 late = true;
                 println!("`{shown}` takes longer than {} s and is ended", limit.as_secs());
-                if let Some(group) = i32::try_from(child.id()).ok().and_then(Pid::from_raw) {
-                    let _ = kill_process_group(group, Signal::KILL);
-                }
+                group.kill();
                 break;
             }
         }

@@ -1,12 +1,13 @@
 //! `cargo xtask test`: everything that can be tested on this machine, in sections that each say how long they took.
 
 use crate::{
-    command::{self, Watched, cargo, watch},
+    command::{self, Group, Watched, cargo, watch},
     packages,
 };
 use anyhow::Context as _;
 use clap::Args;
 use std::{
+    os::unix::process::CommandExt as _,
     path::PathBuf,
     process::{Child, Command, ExitCode, Stdio},
     time::{Duration, Instant},
@@ -42,6 +43,7 @@ struct Run {
 impl Test {
     pub fn run(&self) -> anyhow::Result<ExitCode> {
         let begun = Instant::now();
+        command::end_with_all()?;
         let mut run = Run { quick: self.quick, sections: Vec::new() };
         run.section("packages", |_| {
             packages::ensure(&packages::PRODUCT)?;
@@ -149,7 +151,7 @@ fn test_programs() -> anyhow::Result<Vec<String>> {
 /// The check of licences, bans and sources by cargo-deny.
 enum Deny {
     There(PathBuf),
-    Building(Child, PathBuf, tempfile::NamedTempFile),
+    Building(Child, Group, PathBuf, tempfile::NamedTempFile),
 }
 
 impl Deny {
@@ -171,15 +173,16 @@ impl Deny {
         // A tool that runs for a second needs no optimizing: this halves the time it takes to build.
         command.env("CARGO_TARGET_DIR", tools.join("build")).env("CARGO_PROFILE_RELEASE_LTO", "off");
         command.env("CARGO_PROFILE_RELEASE_OPT_LEVEL", "1").env("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "16");
-        command.stdin(Stdio::null()).stdout(log.reopen()?).stderr(log.reopen()?);
+        command.stdin(Stdio::null()).stdout(log.reopen()?).stderr(log.reopen()?).process_group(0);
         let child = command.spawn().with_context(|| format!("starting `{}`", command::line(&command)))?;
-        Ok(Some(Deny::Building(child, own, log)))
+        let group = Group::of(&child)?;
+        Ok(Some(Deny::Building(child, group, own, log)))
     }
 
     fn check(self) -> anyhow::Result<Watched> {
         let program = match self {
             Deny::There(program) => program,
-            Deny::Building(mut child, program, log) => {
+            Deny::Building(mut child, _group, program, log) => {
                 let status = child.wait()?;
                 if !status.success() {
                     let printed = std::fs::read_to_string(log.path()).unwrap_or_default();
