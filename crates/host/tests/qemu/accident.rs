@@ -179,7 +179,9 @@ async fn copies_are_given_up_under_a_busy_guest() {
     let bed = Bed::new().await;
     bed.map().await;
     let writer = Writer::start(&bed.guest_socket(), History::default()).await;
-    for round in 0..12 {
+    // Before 8.2 a copy under such a guest crawls, and is given up when it has caught up.
+    let rounds = if std::env::var_os("IMG_STORAGE_TEST_QEMU").is_some() { 3 } else { 12 };
+    for round in 0..rounds {
         bed.node(NodeStep::CreateLocal { epoch: Epoch(1), size: size() }).await;
         bed.node(NodeStep::OpenLocal).await;
         bed.node(NodeStep::StartCopy).await;

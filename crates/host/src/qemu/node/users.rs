@@ -13,30 +13,40 @@ use crate::exec;
 use crate::qemu::during;
 
 const LOOK: Duration = Duration::from_secs(10);
+const AGAIN: Duration = Duration::from_millis(20);
 
 /// Whether nobody at all is connected, not even we ourselves.
 pub(super) fn none(sockets: &[PathBuf]) -> bool {
     fs::read("/proc/net/unix").is_ok_and(|table| connected(&table, sockets).is_empty())
 }
 
-/// The kernel's table says how many connections there are; `ss` knows the other ends, as far as we may see them.
+/// The kernel's table says how many connections there are; `ss` knows the other ends, as far as we may see them. A connection whose
+/// other end nobody has is mostly one that is being closed, so it counts only when it stays so.
 pub(super) async fn of(sockets: &[PathBuf]) -> Result<Vec<Holder>, HostError> {
-    let table = fs::read("/proc/net/unix").map_err(during("read /proc/net/unix"))?;
-    let ours: BTreeSet<u64> = connected(&table, sockets);
-    if ours.is_empty() {
-        return Ok(Vec::new());
-    }
-    let peers = match exec::run("ss", &["-xpnH"], LOOK).await {
-        Ok(output) => peers(&String::from_utf8_lossy(&output.stdout), &ours),
-        Err(error) => {
-            tracing::debug!(%error, "cannot tell who is connected");
-            Vec::new()
+    let mut looks = 0;
+    loop {
+        looks += 1;
+        let table = fs::read("/proc/net/unix").map_err(during("read /proc/net/unix"))?;
+        let ours: BTreeSet<u64> = connected(&table, sockets);
+        if ours.is_empty() {
+            return Ok(Vec::new());
         }
-    };
-    let unseen = ours.len().saturating_sub(peers.len());
-    // We ourselves read through the same server.
-    let peers = peers.into_iter().filter(|holder| holder.pid != Some(std::process::id()));
-    Ok(peers.chain((0..unseen).map(|_| Holder { pid: None, command: None })).collect())
+        let peers = match exec::run("ss", &["-xpnH"], LOOK).await {
+            Ok(output) => peers(&String::from_utf8_lossy(&output.stdout), &ours),
+            Err(error) => {
+                tracing::debug!(%error, "cannot tell who is connected");
+                Vec::new()
+            }
+        };
+        let unseen = ours.len().saturating_sub(peers.iter().filter(|holder| holder.pid.is_some()).count());
+        if unseen > 0 && looks < 5 {
+            tokio::time::sleep(AGAIN).await;
+            continue;
+        }
+        // We ourselves read through the same server.
+        let seen = peers.into_iter().filter(|holder| holder.pid.is_some_and(|pid| pid != std::process::id()));
+        return Ok(seen.chain((0..unseen).map(|_| Holder { pid: None, command: None })).collect());
+    }
 }
 
 /// The inodes of the connected sockets with one of these names: the ends of the connections that the daemon has accepted.
