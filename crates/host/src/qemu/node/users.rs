@@ -21,11 +21,15 @@ pub(super) async fn of(sockets: &[PathBuf]) -> Result<Vec<Holder>, HostError> {
     if ours.is_empty() {
         return Ok(Vec::new());
     }
-    let peers = match exec::run("ss", &["-xpnH"], LOOK).await {
-        Ok(output) => peers(&String::from_utf8_lossy(&output.stdout), &ours),
+    let (ours, peers) = match exec::run("ss", &["-xpnH"], LOOK).await {
+        Ok(output) => {
+            let output = String::from_utf8_lossy(&output.stdout);
+            let left = left(&output);
+            (&ours - &left, peers(&output, &ours))
+        }
         Err(error) => {
             tracing::debug!(%error, "cannot tell who is connected");
-            Vec::new()
+            (ours, Vec::new())
         }
     };
     let unseen = ours.len().saturating_sub(peers.len());
@@ -46,6 +50,16 @@ fn connected(table: &[u8], sockets: &[PathBuf]) -> BTreeSet<u64> {
         (state == b"03" && ours).then(|| std::str::from_utf8(inode).ok()?.parse().ok())?
     };
     table.split(|byte| *byte == b'\n').filter_map(inode).collect()
+}
+
+/// The inodes of connected sockets whose other end is closed: who was there has left, and the daemon is about to see that.
+fn left(output: &str) -> BTreeSet<u64> {
+    let lonely = |line: &str| {
+        // The path before it may have spaces.
+        let words: Vec<&str> = line.split_whitespace().collect();
+        words.windows(3).rev().find(|three| three[1] == "*" && three[2] == "0").and_then(|three| three[0].parse().ok())
+    };
+    output.lines().filter_map(lonely).collect()
 }
 
 /// The processes at the other ends of the sockets `ours`, from the output of `ss -xpnH`:
@@ -80,5 +94,7 @@ mod tests {
             u_str ESTAB 0 0 * 14 * 12\n";
         let expected = Holder { pid: Some(7), command: Some("qemu-system-x86".into()) };
         assert_eq!(peers(output, &ours), [expected]);
+        assert_eq!(left(output), BTreeSet::new());
+        assert_eq!(left("u_str ESTAB 0 0 /run/a b.sock 11 * 0 users:((\"qemu-storage-da\",pid=5,fd=9))\n"), ours);
     }
 }
