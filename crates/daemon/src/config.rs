@@ -59,8 +59,10 @@ impl Config {
     /// [`img_storage_model::FaultKind::Invalid`], with the line, for a file that cannot be read or has an unknown key or a bad value.
     pub fn read(path: Option<&Path>) -> Result<Self, Fault> {
         let Some(path) = path else { return Ok(Self::default()) };
-        let text = std::fs::read_to_string(path)
-            .map_err(|e| Fault::invalid(format!("the configuration {} cannot be read: {e}", path.display())))?;
+        let text = std::fs::read_to_string(path).map_err(|e| {
+            Fault::invalid(format!("the configuration {} cannot be read: {e}", path.display()))
+                .next("nothing was started; --config takes the path of a TOML file")
+        })?;
         let config: Self = toml::from_str(&text).map_err(|e| {
             Fault::invalid(format!("the configuration {} is not right: {}", path.display(), e.to_string().trim()))
                 .next("nothing was started; the keys are described in docs/configuration.md")
@@ -72,7 +74,13 @@ impl Config {
             ))
             .next("nothing was started; name the address of the data network's interface"));
         }
-        Ok(config)
+        match config.vm.nodes {
+            None | Some(1..=64) => Ok(config),
+            Some(nodes) => {
+                Err(Fault::invalid(format!("the configuration {} is not right: [vm] nodes = {nodes}", path.display()))
+                    .next("nothing was started; 1 to 64 nodes are possible"))
+            }
+        }
     }
 }
 

@@ -1,6 +1,7 @@
 //! Where things are under one state directory, and who may use it: one process a role.
 
-use img_storage_model::{Fault, HostName};
+use img_storage_host::qsd::SOCKET_PATH_LIMIT;
+use img_storage_model::{Fault, HostName, messages::Role};
 use std::{
     fs::{self, File},
     io::{Read as _, Write as _},
@@ -59,6 +60,30 @@ impl Layout {
     pub fn dir(&self) -> &Path {
         &self.dir
     }
+}
+
+/// Whether a host's sockets have room in what the kernel takes for a path. Otherwise everything would start and no volume could
+/// be mapped.
+///
+/// # Errors
+/// [`img_storage_model::FaultKind::Invalid`], when not.
+pub fn fits(dir: &Path, host: &HostName, role: Role) -> Result<(), Fault> {
+    // The longest there is: a volume's identity, the storage daemon's purpose, the socket.
+    let longest = match role {
+        Role::Nas => format!("/{host}/run/01234567-89ab-cdef-0123-456789abcdef.i/verify.sock"),
+        Role::Node => format!("/{host}/run/01234567-89ab-cdef-0123-456789abcdef/guest.sock"),
+        Role::Frontend => "/bus.sock".to_owned(),
+    };
+    let real = dir.canonicalize().unwrap_or_else(|_| dir.to_owned());
+    let (length, most) = (real.as_os_str().len(), SOCKET_PATH_LIMIT.saturating_sub(longest.len()));
+    if length <= most {
+        return Ok(());
+    }
+    let shown = real.display();
+    Err(Fault::invalid(format!(
+        "the state directory {shown} is {length} bytes long, and the sockets of {host} leave room for {most}"
+    ))
+    .next("nothing was made; choose a shorter one with --dir"))
 }
 
 fn make(dir: &Path) -> Result<(), Fault> {

@@ -7,15 +7,20 @@ use crate::{
     clock::{Clock, Ids},
     config::Config,
     frontend::{Desk, http},
-    layout::{Layout, Lock},
+    layout::{Layout, Lock, fits},
     nas::{self, Nas},
     node::{self, Node},
     pki::{self, Pki},
-    store::{Journal, NasStore, NodeStore},
+    store::{JOURNAL, Journal, LEDGER, NasStore, NodeStore},
     tasks::Running,
 };
-use img_storage_host::qemu::{Plane, nas::QemuNas, node::QemuNode, pool};
-use img_storage_model::{Fault, HostName, Interval, PoolName};
+use img_storage_host::qemu::{
+    Plane,
+    nas::QemuNas,
+    node::QemuNode,
+    pool::{self, PoolError},
+};
+use img_storage_model::{Fault, HostName, Interval, PoolName, messages::Role};
 use std::{
     collections::BTreeMap,
     fs,
@@ -82,9 +87,62 @@ fn plane(dir: &Path, pki: &Pki, name: &HostName) -> Result<Plane, Fault> {
     Ok(Plane::new(dir.join("run"), pki.host(name)?, pki::ORGANISATION))
 }
 
+fn unusable(error: PoolError) -> Fault {
+    match error {
+        PoolError::NotOurs { .. } => Fault::refused(error.to_string()).next("name an empty directory, or one that was this pool"),
+        PoolError::Io { .. } => Fault::failed(error.to_string()).next("mend its permissions, or name another directory"),
+    }
+}
+
 fn claim(path: &Path, host: &HostName, name: &str) -> Result<(), Fault> {
-    pool::claim(path, host.as_str(), name)
-        .map_err(|e| Fault::refused(e.to_string()).next("name an empty directory, or one that was this pool"))
+    pool::claim(path, host.as_str(), name).map_err(unusable)
+}
+
+fn nas_pools(layout: &Layout, config: &Config, name: &HostName) -> Result<BTreeMap<PoolName, PathBuf>, Fault> {
+    if config.nas.pools.is_empty() {
+        return Ok(BTreeMap::from([(PoolName::new("tank")?, layout.pools(name).join("tank"))]));
+    }
+    Ok(config.nas.pools.clone())
+}
+
+fn node_pool(layout: &Layout, config: &Config, name: &HostName) -> Result<PathBuf, Fault> {
+    let own = || Ok::<_, Fault>(layout.host(name)?.join("pool"));
+    config.vm.pool.as_ref().map_or_else(own, |pool| Ok(pool.join(name.as_str())))
+}
+
+/// Looks, before anything is made, whether a NAS's pools can be its own, and whether what is in them is on its ledger.
+fn check_nas(layout: &Layout, config: &Config, name: &HostName) -> Result<(), Fault> {
+    let pools = nas_pools(layout, config, name)?;
+    for (pool, path) in &pools {
+        pool::check(path, name.as_str(), pool.as_str()).map_err(unusable)?;
+    }
+    pools.values().try_for_each(|path| ledger_of(layout, name, path))
+}
+
+/// The same for a node.
+fn check_node(layout: &Layout, config: &Config, name: &HostName) -> Result<(), Fault> {
+    let path = node_pool(layout, config, name)?;
+    pool::check(&path, name.as_str(), LOCAL_POOL).map_err(unusable)?;
+    ledger_of(layout, name, &path)
+}
+
+/// A new ledger is begun only where there is nothing that an old one would know.
+fn ledger_of(layout: &Layout, name: &HostName, pool: &Path) -> Result<(), Fault> {
+    let ledger = layout.host(name)?.join(LEDGER);
+    let what = match fs::metadata(&ledger) {
+        Ok(meta) if meta.len() == 0 => "is empty",
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => "is not there",
+        // What is wrong with it is said when it is opened.
+        _ => return Ok(()),
+    };
+    let found = match pool.is_dir() {
+        true => pool::anything_in(pool).map_err(unusable)?,
+        false => None,
+    };
+    found.map_or(Ok(()), |found| {
+        Err(Fault::failed(format!("the ledger {} {what}, and the pool {} holds {found}", ledger.display(), pool.display()))
+            .next("nothing was changed; restore the ledger from a backup, or move away what is in the pool to begin anew"))
+    })
 }
 
 async fn start_nas(
@@ -96,13 +154,12 @@ async fn start_nas(
     member: Member,
 ) -> Result<Running, Fault> {
     let dir = layout.host(name)?;
-    let tank = || Ok::<_, Fault>(BTreeMap::from([(PoolName::new("tank")?, layout.pools(name).join("tank"))]));
-    let pools = if config.nas.pools.is_empty() { tank()? } else { config.nas.pools.clone() };
+    let pools = nas_pools(layout, config, name)?;
     for (pool, path) in &pools {
         claim(path, name, pool.as_str())?;
     }
-    let store = NasStore::open(&dir.join("ledger.db"))?;
-    let journal = Journal::open(&dir.join("journal.db"))?;
+    let store = NasStore::open(&dir.join(LEDGER))?;
+    let journal = Journal::open(&dir.join(JOURNAL))?;
     let address = config.nas.address.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST)).to_string();
     let host = QemuNas::new(plane(&dir, pki, name)?, pools, &address, PORTS).await;
     let settings = nas::Config {
@@ -117,10 +174,10 @@ async fn start_nas(
 
 async fn start_node(layout: &Layout, config: &Config, name: &HostName, pki: &Pki, member: Member) -> Result<Running, Fault> {
     let dir = layout.host(name)?;
-    let pool = config.vm.pool.clone().map_or_else(|| dir.join("pool"), |pool| pool.join(name.as_str()));
+    let pool = node_pool(layout, config, name)?;
     claim(&pool, name, LOCAL_POOL)?;
-    let store = NodeStore::open(&dir.join("ledger.db"))?;
-    let journal = Journal::open(&dir.join("journal.db"))?;
+    let store = NodeStore::open(&dir.join(LEDGER))?;
+    let journal = Journal::open(&dir.join(JOURNAL))?;
     let host = QemuNode::new(plane(&dir, pki, name)?, LOCAL_POOL, pool, None).await;
     let settings = node::Config { frontend: frontend_name(config)?, step_deadline: STEP_DEADLINE };
     Node::start(settings, Arc::new(host), store, journal, member, Clock::System)
@@ -164,21 +221,36 @@ async fn until_told(what: &str) -> Result<(), Fault> {
 /// changed then.
 pub async fn up(options: UpOptions) -> Result<(), Fault> {
     let config = Config::read(options.config.as_deref())?;
+    let (front_name, nas_name) = (frontend_name(&config)?, named(None, config.nas.name.as_ref(), "nas-0-0")?);
+    let nodes = options.nodes.or(config.vm.nodes).unwrap_or(NODES);
+    let nodes = (0..nodes).map(|n| HostName::new(format!("compute-0-{n}"))).collect::<Result<Vec<_>, _>>()?;
+    let mut hosts = vec![&front_name, &nas_name];
+    hosts.extend(&nodes);
+    if let Some(twice) = (1..hosts.len()).find(|n| hosts[..*n].contains(&hosts[*n])) {
+        return Err(Fault::invalid(format!("two hosts have the name {}", hosts[twice]))
+            .next("nothing was started; give [frontend] and [nas] other names, and none of a node"));
+    }
+    fits(&options.dir, &nas_name, Role::Nas)?;
+    nodes.iter().try_for_each(|node| fits(&options.dir, node, Role::Node))?;
     let layout = Layout::new(&options.dir)?;
-    let _lock = Lock::take(layout.dir())?;
+    // Also of each host, of which a single role may work in this directory.
+    let mut locks = vec![Lock::take(layout.dir())?];
+    for host in &hosts[1..] {
+        locks.push(Lock::take(&layout.host(host)?)?);
+    }
+    check_nas(&layout, &config, &nas_name)?;
+    nodes.iter().try_for_each(|node| check_node(&layout, &config, node))?;
     let pki = Pki::open(&layout.pki())?;
     let exchange = Exchange::new();
-    let nas_name = named(None, config.nas.name.as_ref(), "nas-0-0")?;
-    let front = start_frontend(&layout, &frontend_name(&config)?, &pki, &exchange).await?;
+    let front = start_frontend(&layout, &front_name, &pki, &exchange).await?;
     let mut running = vec![start_nas(&layout, &config, options.frequency, &nas_name, &pki, exchange.join(&nas_name)?).await?];
-    let nodes = options.nodes.or(config.vm.nodes).unwrap_or(NODES);
-    for n in 0..nodes {
-        let name = HostName::new(format!("compute-0-{n}"))?;
-        running.push(start_node(&layout, &config, &name, &pki, exchange.join(&name)?).await?);
+    for name in &nodes {
+        running.push(start_node(&layout, &config, name, &pki, exchange.join(name)?).await?);
     }
     drop(pki);
+    let nodes = nodes.len();
     // Who reads "ready" may use every host named.
-    while front.desk.hosts().await.len() < usize::from(nodes) + 2 {
+    while front.desk.hosts().await.len() < nodes + 2 {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     tracing::info!("ready: {nas_name}, {nodes} nodes, state in {}", layout.dir().display());
@@ -191,10 +263,11 @@ pub async fn up(options: UpOptions) -> Result<(), Fault> {
 /// As [`up`].
 pub async fn frontend(options: RoleOptions) -> Result<(), Fault> {
     let config = Config::read(options.config.as_deref())?;
+    let name = named(options.name.as_ref(), config.frontend.name.as_ref(), "frontend")?;
+    fits(&options.dir, &name, Role::Frontend)?;
     let layout = Layout::new(&options.dir)?;
     let _lock = Lock::take(layout.dir())?;
     let pki = Pki::open(&layout.pki())?;
-    let name = named(options.name.as_ref(), config.frontend.name.as_ref(), "frontend")?;
     let _front = start_frontend(&layout, &name, &pki, &Exchange::new()).await?;
     drop(pki);
     tracing::info!("ready: {name}, state in {}", layout.dir().display());
@@ -207,9 +280,11 @@ pub async fn frontend(options: RoleOptions) -> Result<(), Fault> {
 /// As [`up`]; and when another daemon has its name.
 pub async fn nas(options: RoleOptions) -> Result<(), Fault> {
     let config = Config::read(options.config.as_deref())?;
-    let layout = Layout::new(&options.dir)?;
     let name = named(options.name.as_ref(), config.nas.name.as_ref(), "nas-0-0")?;
+    fits(&options.dir, &name, Role::Nas)?;
+    let layout = Layout::new(&options.dir)?;
     let _lock = Lock::take(&layout.host(&name)?)?;
+    check_nas(&layout, &config, &name)?;
     let member = bus::socket::join(&options.bus.unwrap_or_else(|| layout.bus_socket()), &name).await?;
     // Not before: it is locked, and the front end that serves the bus may be waiting for it.
     let pki = Pki::open(&layout.pki())?;
@@ -225,9 +300,11 @@ pub async fn nas(options: RoleOptions) -> Result<(), Fault> {
 /// As [`up`]; and when another daemon has its name.
 pub async fn vm(options: RoleOptions) -> Result<(), Fault> {
     let config = Config::read(options.config.as_deref())?;
-    let layout = Layout::new(&options.dir)?;
     let name = named(options.name.as_ref(), None, "compute-0-0")?;
+    fits(&options.dir, &name, Role::Node)?;
+    let layout = Layout::new(&options.dir)?;
     let _lock = Lock::take(&layout.host(&name)?)?;
+    check_node(&layout, &config, &name)?;
     let member = bus::socket::join(&options.bus.unwrap_or_else(|| layout.bus_socket()), &name).await?;
     // Not before: it is locked, and the front end that serves the bus may be waiting for it.
     let pki = Pki::open(&layout.pki())?;

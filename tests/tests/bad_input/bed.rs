@@ -64,11 +64,11 @@ impl Bed {
         self.run(words).await.ok().unwrap()
     }
 
-    /// All volumes, without what the clock alone changes.
+    /// All volumes, without what changes by itself.
     pub async fn volumes(&self) -> serde_json::Value {
         let mut all: serde_json::Value = serde_json::from_str(&self.ok(&["list", "-o", "json"]).await).unwrap();
         for volume in all["volumes"].as_array_mut().into_iter().flatten() {
-            for field in ["lag", "allocated"] {
+            for field in ["lag", "allocated", "dirty", "notice"] {
                 volume.as_object_mut().unwrap().remove(field);
             }
         }

@@ -119,7 +119,7 @@ async fn images_that_are_damaged_or_name_other_files_are_refused() {
     let luks = ["--object", "secret,id=s,data=x", "-f", "luks", "-o", "key-secret=s,iter-time=10"];
     cases.push((images.make("encrypted.luks", &luks, &["12M"]), 3, "encrypted"));
 
-    // VMDK: descriptors alone, and one hidden far inside that names a parent.
+    // VMDK: descriptors alone, and one that names a parent where one does not look.
     let flat = images.make("flat.vmdk", &["-f", "vmdk", "-o", "subformat=monolithicFlat"], &["12M"]);
     let text = fs::read_to_string(&flat).unwrap().replace("flat-flat.vmdk", &secret);
     assert!(text.contains(&secret));
@@ -129,15 +129,13 @@ async fn images_that_are_damaged_or_name_other_files_are_refused() {
     cases.push((sparse, 3, "descriptor"));
     let hidden = images.path("hidden.vmdk");
     tool("qemu-img", &["convert", "-O", "vmdk", &raw, &hidden]);
-    let end = fs::metadata(&hidden).unwrap().len().next_multiple_of(512);
+    // QEMU reads ten KiB of it.
     let descriptor = format!(
-        "# Disk DescriptorFile\nversion=1\nCID=12345678\nparentCID=12345678\ncreateType=\"monolithicSparse\"\nparentFileNameHint=\"{secret}\"\n\nRW 24576 SPARSE \"hidden.vmdk\"\n"
+        "# Disk DescriptorFile\nversion=1\nCID=12345678\ncreateType=\"monolithicSparse\"\n\nRW 24576 SPARSE \"hidden.vmdk\"\n{}parentCID=12345678\nparentFileNameHint=\"{secret}\"\n",
+        "# filling\n".repeat(600)
     );
-    let mut block = vec![0; 20 * 512];
-    block[..descriptor.len()].copy_from_slice(descriptor.as_bytes());
-    patch(Path::new(&hidden), end, &block);
-    patch(Path::new(&hidden), 28, &(end / 512).to_le_bytes());
-    cases.push((hidden, 3, "parent"));
+    patch(Path::new(&hidden), 512, descriptor.as_bytes());
+    cases.push((hidden, 3, "backing"));
     let empty = images.path("nothing.vmdk");
     tool("qemu-img", &["convert", "-O", "vmdk", &raw, &empty]);
     patch(Path::new(&empty), 12, &0u64.to_le_bytes());

@@ -187,8 +187,8 @@ async fn a_wrong_configuration_starts_nothing() {
     complains(&ends(&bed, &["up", "--dir", &dir, "--config", &path]).await, 2, &["config.toml"]);
     complains(&ends(&bed, &["up", "--dir", &dir, "--config", &bed.text("nosuch.toml")]).await, 2, &["nosuch.toml"]);
     complains(&ends(&bed, &["up", "--dir", &dir, "--config", bed.dir.path().to_str().unwrap()]).await, 2, &["cannot be read"]);
-    for words in [&["--nodes", "0"][..], &["--nodes", "-1"], &["--nodes", "65"], &["--frequency", "0"], &["--frequency", "x"]] {
-        complains(&ends(&bed, &[&["up", "--dir", &dir], words].concat()).await, 2, &[words[0]]);
+    for (flag, value) in [("--nodes", "0"), ("--nodes", "-1"), ("--nodes", "65"), ("--frequency", "0"), ("--frequency", "x")] {
+        complains(&ends(&bed, &["up", "--dir", &dir, &format!("{flag}={value}")]).await, 2, &[flag, value]);
     }
     // Sockets would not fit into what the kernel takes: said before anything is made.
     let deep = bed.text(&"d".repeat(70));

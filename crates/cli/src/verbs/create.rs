@@ -76,10 +76,10 @@ fn image(path: &Path) -> Result<PathBuf, Fault> {
         std::io::ErrorKind::NotFound => {
             Fault::not_found(format!("there is no image {shown}")).next("--from takes the path of a file")
         }
-        _ => Fault::failed(format!("cannot read the image {shown}: {error}")),
+        _ => Fault::failed(format!("cannot read the image {shown}: {error}")).next("--from takes the path of a file"),
     })?;
     if file.is_dir() {
-        return Err(Fault::invalid(format!("{shown} is a directory, not an image")));
+        return Err(Fault::refused(format!("{shown} is a directory, not an image")).next("name the image file in it"));
     }
     super::absolute(path)
 }

@@ -136,8 +136,8 @@ impl Map {
         let outcome = context.client.post("/api/volumes", &order).await?;
         if outcome.dry_run {
             if !context.client.hosts().await?.iter().any(|host| host.name == self.node && host.role == Role::Node) {
-                let fault = Fault::not_found(format!("no node {} was heard of", self.node));
-                return Err(fault.next("img-storage hosts shows those that were").into());
+                let fault = Fault::unreachable(format!("no node {} is known or connected", self.node));
+                return Err(fault.next("img-storage hosts shows those that are").into());
             }
             context.would(&outcome)?;
             return Ok(None);

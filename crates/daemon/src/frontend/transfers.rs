@@ -1,7 +1,7 @@
 //! Images on their way into a volume or out of one. The front end moves them: it is where the operator's files are.
 
 use super::Desk;
-use img_storage_host::image::{self, ImageFormat, Served};
+use img_storage_host::image::{self, ImageError, ImageFormat, Served};
 use img_storage_model::{
     Fault, FaultKind, HostName, PoolName, Selector, Size, VolumeId, VolumeName,
     api::{Answer, Phase, Request, VolumeView},
@@ -10,7 +10,8 @@ use img_storage_model::{
 use serde::{Deserialize, Serialize};
 use std::{
     collections::BTreeMap,
-    path::PathBuf,
+    io::ErrorKind,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -112,6 +113,36 @@ impl Transfers {
     }
 }
 
+/// What a volume filled from an image will be: the image's format, the length of its disk, and the volume's size.
+///
+/// # Errors
+/// [`FaultKind::Refused`] for an image that we do not take, [`FaultKind::Invalid`] when `size` is too small for it.
+pub(super) async fn look_at_image(source: &Path, size: Option<Size>) -> Result<(image::ImageInfo, Size), Fault> {
+    let image = image::inspect(source).await.map_err(|error| match error {
+        // What it is; what to do about it.
+        ImageError::Refused { path, why } => {
+            let (why, next) = why.split_once("; ").unwrap_or((&why, "give a raw, qcow2, vmdk or vhdx image"));
+            Fault::refused(format!("{} {why}", path.display())).next(next)
+        }
+        ImageError::Io { path, source, .. } if source.kind() == ErrorKind::NotFound => {
+            Fault::not_found(format!("there is no image {}", path.display())).next("name a file on the front end's host")
+        }
+        error => Fault::failed(format!("the image {} cannot be used: {error}", source.display()))
+            .next("see that the front end may read it, and that qemu-img is installed"),
+    })?;
+    let shown = source.display();
+    let needed = Size::round_up(image.virtual_size).map_err(|fault| {
+        Fault::new(FaultKind::Invalid, format!("{shown} holds a disk that no volume can: {}", fault.message))
+            .next("give a smaller image")
+    })?;
+    let size = size.unwrap_or(needed);
+    if size.bytes() < image.virtual_size {
+        return Err(Fault::invalid(format!("{shown} holds a disk of {needed}; a volume of {size} is too small for it"))
+            .next("leave --size out, or give more"));
+    }
+    Ok((image, size))
+}
+
 impl Desk {
     /// How far a transfer is, or how it ended.
     pub fn transfer(&self, id: TransferId) -> Option<TransferView> {
@@ -130,16 +161,7 @@ impl Desk {
         size: Option<Size>,
         source: PathBuf,
     ) -> Result<VolumeView, Fault> {
-        let image = image::inspect(&source).await.map_err(|e| Fault::invalid(e.to_string()))?;
-        let needed = Size::round_up(image.virtual_size)?;
-        let size = size.unwrap_or(needed);
-        if size.bytes() < image.virtual_size {
-            return Err(Fault::invalid(format!(
-                "{} holds a disk of {needed}; a volume of {size} is too small for it",
-                source.display()
-            ))
-            .next("leave --size out, or give more"));
-        }
+        let (image, size) = look_at_image(&source, size).await?;
         let request = Request::Create { pool, name, size, import: true };
         let Answer::Served { volume, endpoint } = self.ask(nas, self.id(), request, NAS_WITHIN).await? else {
             return Err(Fault::failed(format!("{nas} gave an answer to another question")));

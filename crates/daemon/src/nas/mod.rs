@@ -24,6 +24,7 @@ use img_storage_model::{
 };
 use jiff::Timestamp;
 use peers::Peers;
+pub(crate) use requests::no_guests;
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::{
@@ -225,8 +226,13 @@ impl Nas {
                 self.report(&from, *report);
             }
             Body::Users { query, holders } => self.told(&from, query, holders),
-            Body::Request { .. } if from != self.config.frontend => {
-                tracing::warn!(%from, "a request of a host that is no front end was dropped");
+            // A node may ask only for what concerns itself, and there is nothing of that among the requests.
+            Body::Request { id, .. } if from != self.config.frontend => {
+                tracing::warn!(%from, "a request from somebody who is not the front end was refused");
+                let me = self.post.name();
+                let fault = Fault::refused(format!("{me} takes orders from {} only, not from {from}", self.config.frontend))
+                    .next(format!("see that [frontend] name is the same where {me} runs and where the front end runs"));
+                self.post.send(&from, Body::Answer { id, answer: Err(fault) });
             }
             Body::Request { id, request } => {
                 if self.answering().insert(id) {

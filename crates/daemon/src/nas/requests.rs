@@ -17,6 +17,8 @@ use tokio::{
 const NODE_ANSWERS_WITHIN: Duration = Duration::from_secs(5);
 /// A node heard of so many seconds ago is taken to be there.
 const FRESH: i64 = 15;
+/// What is left of a volume that could not be created is waited for so long.
+const CLEARED_WITHIN: Duration = Duration::from_secs(20);
 /// An operation is waited for so long before its outcome is no longer reported to who asked; it goes on all the same.
 const PATIENCE: Duration = Duration::from_secs(12 * 3600);
 
@@ -165,7 +167,16 @@ impl Nas {
             }
         };
         let (_, watch) = self.wake(volume).ok_or_else(|| no_such(volume))?;
-        if import { served(watch).await } else { settled(watch, volume, |s| s.view.phase != Phase::Creating).await }
+        let over = watch.clone();
+        let made = if import { served(watch).await } else { settled(watch, volume, |s| s.view.phase != Phase::Creating).await };
+        if let Err(fault) = made {
+            // Who reads that it failed finds nothing of it any more.
+            let _ = timeout(CLEARED_WITHIN, gone(over)).await;
+            let what = format!("volume {pool}/{name} of {size} could not be created on {}", self.post.name());
+            let next = if fault.next.is_empty() { "mend the cause and create it again" } else { &fault.next };
+            return Err(Fault::new(fault.kind, format!("{what}: {}", fault.message)).next(next));
+        }
+        made
     }
 
     async fn pool_for(&self, wanted: Option<PoolName>) -> Result<PoolName, Fault> {
@@ -230,11 +241,7 @@ impl Nas {
                 heard.await.unwrap_or(None).ok_or_else(unknown)?
             }
         };
-        if role == Role::Node {
-            Ok(())
-        } else {
-            Err(Fault::refused(format!("host {node} runs no guests: it is a {role:?}")).next(nothing_changed))
-        }
+        if role == Role::Node { Ok(()) } else { Err(no_guests(node, role)) }
     }
 
     async fn unmap(self: &Arc<Self>, id: RequestId, volume: VolumeId, force: bool) -> Result<Answer, Fault> {
@@ -273,8 +280,19 @@ impl Nas {
     }
 }
 
+/// A volume cannot be mapped to a host of this role.
+pub(crate) fn no_guests(host: &HostName, role: Role) -> Fault {
+    let role = match role {
+        Role::Nas => "a NAS",
+        Role::Frontend => "the front end",
+        Role::Node => "a node",
+    };
+    Fault::refused(format!("host {host} runs no guests: it is {role}"))
+        .next("nothing was changed; img-storage hosts shows the nodes")
+}
+
 fn no_such(volume: VolumeId) -> Fault {
-    Fault::not_found(format!("there is no volume {volume}"))
+    Fault::not_found(format!("there is no volume {volume}")).next("see img-storage list")
 }
 
 /// Waits until what is shown is as wanted.

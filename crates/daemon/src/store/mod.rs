@@ -15,15 +15,16 @@ use img_storage_model::Fault;
 use rusqlite::Connection;
 use std::path::Path;
 
+/// A role's ledger in its directory.
+pub const LEDGER: &str = "ledger.db";
+/// A role's journal in its directory.
+pub const JOURNAL: &str = "journal.db";
 /// The version of the ledgers' tables.
 const VERSION: i64 = 1;
 
 /// Opens a database and checks that it is whole.
 fn open(path: &Path, sync: &str, schema: &str) -> Result<Connection, Fault> {
-    let damaged = |why: String| {
-        Fault::failed(format!("the ledger {} cannot be used: {why}", path.display()))
-            .next("nothing was changed; restore the file from a backup (sqlite3 FILE .recover may save what is left)")
-    };
+    let damaged = |why: String| damaged(&path.display().to_string(), why);
     let db = Connection::open(path).map_err(|e| damaged(e.to_string()))?;
     let setup = || -> rusqlite::Result<(String, i64)> {
         db.busy_timeout(std::time::Duration::from_secs(5))?;
@@ -40,10 +41,25 @@ fn open(path: &Path, sync: &str, schema: &str) -> Result<Connection, Fault> {
     if version > VERSION {
         return Err(damaged(format!("it was written by a newer img-storage (version {version} of the tables)")));
     }
-    db.execute_batch(schema)
-        .and_then(|()| db.pragma_update(None, "user_version", VERSION))
-        .map_err(|e| damaged(e.to_string()))?;
+    // A ledger that turns out to be damaged further on is left as it is: nothing is written that is there already.
+    let mark = || if version == VERSION { Ok(()) } else { db.pragma_update(None, "user_version", VERSION) };
+    db.execute_batch(schema).and_then(|()| mark()).map_err(|e| damaged(e.to_string()))?;
     Ok(db)
+}
+
+/// A file that cannot be taken for what it should be.
+fn damaged(path: &str, why: impl std::fmt::Display) -> Fault {
+    if path.ends_with(JOURNAL) {
+        return Fault::failed(format!("the journal {path} cannot be used: {why}"))
+            .next("nothing was changed; it has only history: move it away and start again");
+    }
+    Fault::failed(format!("the ledger {path} cannot be used: {why}"))
+        .next("nothing was changed; restore the file from a backup (sqlite3 FILE .recover may save what is left)")
+}
+
+/// A row that is not one of ours.
+fn garbled(db: &Connection, why: impl std::fmt::Display) -> Fault {
+    damaged(db.path().unwrap_or("of this host"), format!("a row cannot be understood: {why}"))
 }
 
 /// An error while reading or writing a ledger.

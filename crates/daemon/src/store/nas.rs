@@ -1,6 +1,6 @@
 //! A NAS's ledger: its volumes and the answers it has given.
 
-use super::{broken, open};
+use super::{broken, garbled, open};
 use img_storage_model::{Fault, RequestId, VolumeId, api::Answer, nas::VolumeRecord};
 use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension as _, params};
@@ -47,8 +47,8 @@ impl NasStore {
         let mut query = db.prepare("select record from volume order by pool, name").map_err(|e| broken("be read", e))?;
         let rows = query.query_map([], |row| row.get::<_, String>(0)).map_err(|e| broken("be read", e))?;
         rows.map(|row| {
-            let text = row.map_err(|e| broken("be read", e))?;
-            serde_json::from_str(&text).map_err(|e| broken("be understood", e))
+            let text = row.map_err(|e| garbled(&db, e))?;
+            serde_json::from_str(&text).map_err(|e| garbled(&db, e))
         })
         .collect()
     }

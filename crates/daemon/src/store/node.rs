@@ -1,6 +1,6 @@
 //! A node's ledger: its assignments and which of its copies are the truth.
 
-use super::{broken, open};
+use super::{broken, garbled, open};
 use img_storage_model::{Fault, node::NodeRecord};
 use rusqlite::{Connection, params};
 use std::{
@@ -31,8 +31,8 @@ impl NodeStore {
         let mut query = db.prepare("select record from volume order by id").map_err(|e| broken("be read", e))?;
         let rows = query.query_map([], |row| row.get::<_, String>(0)).map_err(|e| broken("be read", e))?;
         rows.map(|row| {
-            let text = row.map_err(|e| broken("be read", e))?;
-            serde_json::from_str(&text).map_err(|e| broken("be understood", e))
+            let text = row.map_err(|e| garbled(&db, e))?;
+            serde_json::from_str(&text).map_err(|e| garbled(&db, e))
         })
         .collect()
     }

@@ -117,7 +117,14 @@ pub async fn inspect(path: &Path) -> Result<ImageInfo, ImageError> {
     let virtual_size = if format == ImageFormat::Raw {
         meta.len().next_multiple_of(512)
     } else {
-        let output = exec::run("qemu-img", &["info", "--output=json", "--image-opts", &options(format, path)], LOOK).await?;
+        let looked = exec::run("qemu-img", &["info", "--output=json", "--image-opts", &options(format, path)], LOOK).await;
+        let output = match looked {
+            Err(ExecError::Failed { stderr, .. }) => {
+                let last = stderr.lines().last().unwrap_or_default();
+                return Err(refused(format!("is damaged or cut off (qemu-img info: {last}); fetch it again")));
+            }
+            looked => looked?,
+        };
         let info = json(&output.stdout).map_err(failed("understand what qemu-img says of"))?;
         check_info(&info).map_err(refused)?;
         check(format, path, meta.len(), cluster(&head)).await?;

@@ -19,7 +19,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use img_storage_model::{HostName, VolumeId, messages::Endpoint, messages::PoolReport};
+use img_storage_model::{HostName, VolumeId, messages::Endpoint, messages::PoolReport, size::human_bytes};
 use rustix::fs::OFlags;
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
@@ -210,8 +210,8 @@ fn pool_report(name: &str, path: &Path) -> PoolReport {
 fn enough_room(pool: &Path, size: u64) -> Result<(), HostError> {
     let (_, free) = room(pool).map_err(during(format!("look at the pool {}", pool.display())))?;
     if free < size {
-        let pool = pool.display();
-        return Err(HostError(format!("the pool {pool} has {free} bytes free and {size} are needed; make room there")));
+        let (pool, free, size) = (pool.display(), human_bytes(free), human_bytes(size));
+        return Err(HostError(format!("the pool {pool} has {free} free and {size} are needed; make room there")));
     }
     Ok(())
 }

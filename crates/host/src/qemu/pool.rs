@@ -42,30 +42,63 @@ pub enum PoolError {
     },
 }
 
+/// Whether `path` can be or is the directory of `host`'s pool `pool`; makes and changes nothing.
+///
+/// # Errors
+/// As [`claim`].
+pub fn check(path: &Path, host: &str, pool: &str) -> Result<(), PoolError> {
+    look(path, host, pool).map(drop)
+}
+
+/// The name of a volume or local copy that lies in the pool `path`, when there is one.
+///
+/// # Errors
+/// When the directory cannot be read.
+pub fn anything_in(path: &Path) -> Result<Option<String>, PoolError> {
+    let bad = |source| PoolError::Io { path: path.to_owned(), source };
+    for entry in fs::read_dir(path).map_err(bad)? {
+        let entry = entry.map_err(bad)?;
+        if entry.path().join("mark").is_file() {
+            return Ok(Some(entry.file_name().to_string_lossy().into_owned()));
+        }
+    }
+    Ok(None)
+}
+
 /// Makes sure that `path` is the directory of `host`'s pool `pool`: made, or empty and marked now, or marked before.
 ///
 /// # Errors
 /// [`PoolError::NotOurs`] for a directory with other things in it, or another host's or pool's mark. Nothing is changed then.
 pub fn claim(path: &Path, host: &str, pool: &str) -> Result<(), PoolError> {
+    if look(path, host, pool)? {
+        return Ok(());
+    }
+    let bad = |source| PoolError::Io { path: path.to_owned(), source };
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(bad)?;
+    write_mark(&path.join(MARK), &Mark { host: host.to_owned(), pool: pool.to_owned() }).map_err(bad)
+}
+
+/// Whether the directory has our mark already; one that is not there or empty has none.
+fn look(path: &Path, host: &str, pool: &str) -> Result<bool, PoolError> {
     let bad = |source| PoolError::Io { path: path.to_owned(), source };
     let not_ours = |why: String| PoolError::NotOurs { path: path.to_owned(), pool: pool.to_owned(), host: host.to_owned(), why };
     match fs::metadata(path) {
         Ok(meta) if !meta.is_dir() => return Err(not_ours("it is no directory".to_owned())),
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(bad(error)),
-        _ => {}
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        Err(error) => return Err(bad(error)),
+        Ok(_) => {}
     }
     match read_mark::<Mark>(&path.join(MARK)) {
-        Ok(Some(mark)) if mark.host == host && mark.pool == pool => return Ok(()),
+        Ok(Some(mark)) if mark.host == host && mark.pool == pool => return Ok(true),
         Ok(Some(mark)) => return Err(not_ours(format!("it is the pool {} of {}", mark.pool, mark.host))),
         Err(error) => return Err(not_ours(format!("its mark {MARK} cannot be read: {error}"))),
         Ok(None) => {}
     }
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(bad)?;
     let mut others = fs::read_dir(path).map_err(bad)?.filter_map(Result::ok).map(|e| e.file_name()).filter(|n| n != "lost+found");
     if let Some(other) = others.next() {
         return Err(not_ours(format!("it is not empty (there is {}) and has no mark of ours", other.to_string_lossy())));
     }
-    write_mark(&path.join(MARK), &Mark { host: host.to_owned(), pool: pool.to_owned() }).map_err(bad)
+    Ok(false)
 }
 
 #[cfg(test)]

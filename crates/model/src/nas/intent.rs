@@ -68,7 +68,7 @@ pub fn apply(v: &mut VolumeRecord, intent: &Intent, request: RequestId, now: Tim
         Intent::Map { node, sync, device, port } => map(v, &name, node, *sync, *device, *port, request, now, reading)?,
         Intent::Unmap { force } => {
             let Some(m) = &mut v.mapping else {
-                return Err(Fault::refused(format!("{name} is not mapped")));
+                return Err(Fault::refused(format!("{name} is not mapped")).next("see img-storage list"));
             };
             m.want = Want::Gone;
             m.force |= force;
@@ -81,9 +81,14 @@ pub fn apply(v: &mut VolumeRecord, intent: &Intent, request: RequestId, now: Tim
         }
         Intent::BringBack => match &mut v.mapping {
             Some(m) if m.want == Want::Local => m.want = Want::Remote,
-            Some(m) if m.want == Want::Gone => return Err(Fault::refused(format!("{name} is being unmapped from {}", m.node))),
-            Some(m) => return Err(Fault::refused(format!("{name} works on the NAS already, for {}", m.node))),
-            None => return Err(Fault::refused(format!("{name} is not mapped"))),
+            Some(m) if m.want == Want::Gone => {
+                return Err(Fault::refused(format!("{name} is being unmapped from {}", m.node)).next("wait for that to end"));
+            }
+            Some(m) => {
+                return Err(Fault::refused(format!("{name} works on the NAS already, for {}", m.node))
+                    .next("there is nothing to do; unmap it to take it away from there"));
+            }
+            None => return Err(Fault::refused(format!("{name} is not mapped")).next("see img-storage list")),
         },
         Intent::Resize { size } => {
             not_mapped(v, &name, "resized")?;

@@ -51,6 +51,10 @@ impl<S: Send + Sync, T: Order + DeserializeOwned> FromRequest<S> for Body<T> {
             .await
             .map_err(|error| Fault::invalid(format!("the request's body cannot be read: {}", error.body_text())))?;
         let bytes: &[u8] = if bytes.is_empty() { b"{}" } else { &bytes };
+        // A list would be taken for the fields in their order, and `[]` for an order without any.
+        if bytes.iter().find(|byte| !byte.is_ascii_whitespace()) != Some(&b'{') {
+            return Err(Fault::invalid("the request's body is wrong: it is no JSON object").next("see /api/openapi.json").into());
+        }
         let order: T =
             serde_json::from_slice(bytes).map_err(|error| Fault::invalid(format!("the request's body is wrong: {error}")))?;
         order.common().deadline()?;

@@ -4,6 +4,7 @@ use super::{
     Office,
     wire::{Create, Export, Map, Outcome},
 };
+use crate::{frontend::transfers::look_at_image, nas::no_guests};
 use img_storage_model::{
     Fault, HostName, Selector, Size,
     api::{HostView, Phase, VolumeView},
@@ -43,29 +44,27 @@ pub async fn create(office: &dyn Office, nas: &HostName, order: &Create) -> Resu
     if let Some(there) = office.volumes(Some(&selector)).await?.first() {
         return Err(Fault::refused(format!("{} is there already", there.full_name())).next("choose another name"));
     }
-    let mut steps = match (&order.size, &order.from) {
-        (Some(size), _) => vec![format!("create {selector} of {size} ({} bytes)", size.bytes())],
-        (None, _) => vec![format!("create {selector} of its image's size")],
-    };
-    if let Some(from) = &order.from {
-        let shown = from.display();
-        let file = std::fs::metadata(from).map_err(|error| match error.kind() {
-            std::io::ErrorKind::NotFound => Fault::not_found(format!("there is no image {shown}")),
-            _ => Fault::failed(format!("cannot look at the image {shown}: {error}")),
-        })?;
-        if file.is_dir() {
-            return Err(Fault::invalid(format!("{shown} is a directory, not an image")));
+    let (size, image) = match (&order.from, order.size) {
+        (Some(from), size) => {
+            let (image, size) = look_at_image(from, size).await?;
+            (size, Some(format!("fill it from {} ({})", from.display(), human_bytes(image.virtual_size))))
         }
-        steps.push(format!("fill it from {shown} ({})", human_bytes(file.len())));
-    }
+        (None, Some(size)) => (size, None),
+        (None, None) => return Err(Fault::invalid("a new volume needs a size")),
+    };
+    let mut steps = vec![format!("create {selector} of {size} ({} bytes)", size.bytes())];
+    steps.extend(image);
     Ok(would(None, steps))
 }
 
 pub fn map(hosts: &[HostView], volume: VolumeView, order: &Map) -> Result<Outcome, Fault> {
     let node = &order.node;
-    let host = hosts.iter().find(|h| h.name == *node && h.role == Role::Node).ok_or_else(|| {
-        Fault::not_found(format!("no node {node} was heard of")).next("img-storage hosts shows those that were")
+    let host = hosts.iter().find(|h| h.name == *node).ok_or_else(|| {
+        Fault::unreachable(format!("host {node} is unknown or not connected")).next("img-storage hosts shows those that are")
     })?;
+    if host.role != Role::Node {
+        return Err(no_guests(node, host.role));
+    }
     if host.away {
         return Err(Fault::unreachable(format!("{node} was last heard of {} s ago", host.heard))
             .next(format!("see that img-storage runs on {node}")));
@@ -91,7 +90,7 @@ pub fn map(hosts: &[HostView], volume: VolumeView, order: &Map) -> Result<Outcom
 
 pub fn unmap(volume: VolumeView, force: bool) -> Result<Outcome, Fault> {
     let Some(node) = volume.node.clone().filter(|_| volume.phase != Phase::Unmapped) else {
-        return Err(Fault::refused(format!("{} is not mapped", volume.full_name())));
+        return Err(Fault::refused(format!("{} is not mapped", volume.full_name())).next("see img-storage list"));
     };
     let mut steps = Vec::new();
     if force {
@@ -162,7 +161,8 @@ pub fn delete(volume: VolumeView) -> Result<Outcome, Fault> {
 
 pub fn export(volume: VolumeView, order: &Export) -> Result<Outcome, Fault> {
     nothing_at(&order.file)?;
-    if volume.phase != Phase::Unmapped {
+    // While a node has newer writes the copy here is a point in time.
+    if !matches!(volume.phase, Phase::Unmapped | Phase::Local) {
         return Err(in_use(&volume));
     }
     let steps =

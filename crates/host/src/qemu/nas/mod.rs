@@ -53,7 +53,10 @@ impl QemuNas {
     /// A NAS with these pools (directories), which serves at the address `listen` on `ports`.
     pub async fn new(plane: Plane, pools: BTreeMap<PoolName, PathBuf>, listen: &str, ports: RangeInclusive<u16>) -> Self {
         let aio = plane.asynchronous_io().await;
-        let next_port = Arc::new(AtomicU16::new(*ports.start()));
+        // Somebody else may take a port between the look and the use; two of us on one machine do not begin at the same.
+        let scattered = std::process::id().wrapping_mul(0x9e37_79b1) >> 16;
+        let first = usize::try_from(scattered).unwrap_or(0) % ports.len().max(1);
+        let next_port = Arc::new(AtomicU16::new(ports.start().saturating_add(u16::try_from(first).unwrap_or(0))));
         Self { plane, pools, listen: listen.to_owned(), ports, next_port, aio }
     }
 
