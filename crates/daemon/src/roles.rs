@@ -210,8 +210,9 @@ pub async fn nas(options: RoleOptions) -> Result<(), Fault> {
     let layout = Layout::new(&options.dir)?;
     let name = named(options.name.as_ref(), config.nas.name.as_ref(), "nas-0-0")?;
     let _lock = Lock::take(&layout.host(&name)?)?;
-    let pki = Pki::open(&layout.pki())?;
     let member = bus::socket::join(&options.bus.unwrap_or_else(|| layout.bus_socket()), &name).await?;
+    // Not before: it is locked, and the front end that serves the bus may be waiting for it.
+    let pki = Pki::open(&layout.pki())?;
     let _running = start_nas(&layout, &config, options.frequency, &name, &pki, member).await?;
     drop(pki);
     tracing::info!("ready: {name}, state in {}", layout.dir().display());
@@ -227,8 +228,9 @@ pub async fn vm(options: RoleOptions) -> Result<(), Fault> {
     let layout = Layout::new(&options.dir)?;
     let name = named(options.name.as_ref(), None, "compute-0-0")?;
     let _lock = Lock::take(&layout.host(&name)?)?;
-    let pki = Pki::open(&layout.pki())?;
     let member = bus::socket::join(&options.bus.unwrap_or_else(|| layout.bus_socket()), &name).await?;
+    // Not before: it is locked, and the front end that serves the bus may be waiting for it.
+    let pki = Pki::open(&layout.pki())?;
     let _running = start_node(&layout, &config, &name, &pki, member).await?;
     drop(pki);
     tracing::info!("ready: {name}, state in {}", layout.dir().display());
