@@ -141,21 +141,22 @@ impl Home {
         sync().map_err(during(format!("put {} on stable storage", file.display())))
     }
 
-    /// Renames the directory first: from then on the name is free, whatever happens.
+    /// Renames the directory first: from then on the name is free, whatever happens. What an earlier try renamed goes too.
     pub(super) fn destroy(&self) -> Result<(), HostError> {
         let doomed = self.pool.join(format!(".deleted-{}", self.volume));
-        let unmake = || {
+        let ours = self.is_ours()?;
+        let unmake = || -> std::io::Result<()> {
             if doomed.exists() {
                 fs::remove_dir_all(&doomed)?;
             }
-            fs::rename(&self.dir, &doomed)?;
-            sync_parent(&self.dir)?;
-            fs::remove_dir_all(&doomed)
+            if ours {
+                fs::rename(&self.dir, &doomed)?;
+                sync_parent(&self.dir)?;
+                fs::remove_dir_all(&doomed)?;
+            }
+            Ok(())
         };
-        if self.is_ours()? {
-            unmake().map_err(during(format!("remove {}", self.dir.display())))?;
-        }
-        Ok(())
+        unmake().map_err(during(format!("remove {}", self.dir.display())))
     }
 
     /// A path in the directory, which must be this volume's.
