@@ -18,6 +18,7 @@ use serde_json::{Value, json};
 
 use super::{PATIENCE, Steps, back_of, bitmap_name, connect, connection, disconnect, layer, merged, ours, put_top_on};
 use crate::HostError;
+use crate::qemu::graph::Graph;
 use crate::qemu::session::Session;
 use crate::qemu::{during, knock, read_mark, write_mark};
 
@@ -106,22 +107,24 @@ impl Steps<'_> {
 
     pub(super) async fn finalize_back(&self) -> Result<(), HostError> {
         let mut session = self.session().await?;
+        let graph = session.graph().await?;
+        // While the guest is still held: on the mirror's way it would get errors when the NAS's daemon is dead.
+        let pending = graph.jobs.get("back").is_some_and(|job| job.state == JobState::Pending);
+        if let Some(export) = back_of(&graph).filter(|_| pending) {
+            self.connect_to_stay(&mut session, &graph, export).await?;
+        }
         session.finalize("back").await?;
         let graph = session.graph().await?;
         let (Layer::Remote, Some(export)) = layer(&graph)? else {
             return Err(HostError("the guest still works on the local copy".into()));
         };
-        session.cancel("backfill").await?;
-        session.remove(&graph, "local").await?;
         // The way through the relay, which may not wait, is replaced by a connection that does.
         if graph.under("top").is_some_and(|node| node.starts_with("back.")) {
-            let note = self.endpoint_note();
-            let endpoint: Option<Endpoint> = read_mark(&note).map_err(during(format!("read {}", note.display())))?;
-            let endpoint = endpoint.ok_or_else(|| HostError(format!("{} is gone", note.display())))?;
-            let node = format!("nas.{export}");
-            connect(self.host, &mut session, &graph, &node, &endpoint, PATIENCE).await?;
+            let node = self.connect_to_stay(&mut session, &graph, &export).await?;
             put_top_on(&mut session, &graph, &node).await?;
         }
+        session.cancel("backfill").await?;
+        session.remove(&graph, "local").await?;
         self.close_back(&mut session).await?;
         // Last: they say that this step is not over.
         for bitmap in ours(&graph) {
@@ -145,6 +148,16 @@ impl Steps<'_> {
         let graph = session.graph().await?;
         session.remove_bitmap(&graph, "local", FILL).await?;
         self.close_back(&mut session).await
+    }
+
+    /// Opens the connection that waits for the NAS when it is away; gives its node.
+    async fn connect_to_stay(&self, session: &mut Session, graph: &Graph, export: &str) -> Result<String, HostError> {
+        let note = self.endpoint_note();
+        let endpoint: Option<Endpoint> = read_mark(&note).map_err(during(format!("read {}", note.display())))?;
+        let endpoint = endpoint.ok_or_else(|| HostError(format!("{} is gone", note.display())))?;
+        let node = format!("nas.{export}");
+        connect(self.host, session, graph, &node, &endpoint, PATIENCE).await?;
+        Ok(node)
     }
 
     /// Where the overlay is served, kept beside the process that uses it: the step that needs it comes after the pivot.
