@@ -220,7 +220,10 @@ impl Nas {
                     self.tell_those_of(&from, hello.role, hello.started);
                 }
             }
-            Body::Report(report) => self.report(&from, *report),
+            Body::Report(report) => {
+                self.peers.seen(&from, self.clock.now());
+                self.report(&from, *report);
+            }
             Body::Users { query, holders } => self.told(&from, query, holders),
             Body::Request { .. } if from != self.config.frontend => {
                 tracing::warn!(%from, "a request of a host that is no front end was dropped");

@@ -43,6 +43,18 @@ impl Peers {
         before.is_none_or(|b| b.started != hello.started || b.away)
     }
 
+    /// Notes a message of another kind: who sends one is there. A host that does not know us says no hello.
+    pub fn seen(&self, host: &HostName, now: Timestamp) {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(peer) = known.get_mut(host) {
+            peer.heard = now;
+            if std::mem::take(&mut peer.away) {
+                self.unroutable.lock().unwrap_or_else(PoisonError::into_inner).remove(host);
+                self.changed.send_modify(|n| *n += 1);
+            }
+        }
+    }
+
     /// Notes that the bus cannot reach a host.
     pub fn away(&self, host: &HostName) {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
