@@ -68,6 +68,37 @@ pub fn kill_and_wait(pid: u32) {
     }
 }
 
+/// Holds a process still until [`resume`].
+pub fn stop(pid: u32) {
+    if let Some(process) = process(pid) {
+        let _ = kill_process(process, Signal::STOP);
+    }
+}
+
+/// Lets a process that was stopped go on.
+pub fn resume(pid: u32) {
+    if let Some(process) = process(pid) {
+        let _ = kill_process(process, Signal::CONT);
+    }
+}
+
+/// Whether a process of this program runs that was told a path below `dir`.
+///
+/// # Errors
+/// When processes cannot be listed.
+pub fn names_path(program: &str, dir: &Path) -> anyhow::Result<bool> {
+    let dir = dir.as_os_str().as_encoded_bytes();
+    for entry in fs::read_dir("/proc").context("listing processes")? {
+        let path = entry?.path().join("cmdline");
+        let Ok(line) = fs::read(path) else { continue };
+        let first = line.split(|byte| *byte == 0).next().unwrap_or_default();
+        if first.ends_with(program.as_bytes()) && line.windows(dir.len()).any(|part| part == dir) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
 /// Asks a process to end.
 pub fn terminate(pid: u32) {
     if let Some(process) = process(pid) {

@@ -60,6 +60,11 @@ impl Ran {
     }
 }
 
+fn log_name(words: &[&str]) -> String {
+    let name = words.iter().filter(|w| !w.starts_with('-')).take(2).copied().collect::<Vec<_>>().join("-").replace('/', "_");
+    format!("{name}.log")
+}
+
 struct Role {
     words: Vec<String>,
     child: Child,
@@ -71,6 +76,7 @@ pub struct Service {
     dir: PathBuf,
     logs: PathBuf,
     wrapper: Vec<String>,
+    variables: Vec<(String, String)>,
     roles: Vec<Role>,
     keep: bool,
 }
@@ -84,12 +90,17 @@ impl Service {
         let (state, logs) = (dir.join("s"), dir.join("logs"));
         fs::DirBuilder::new().recursive(true).mode(0o700).create(&state)?;
         fs::create_dir_all(&logs)?;
-        Ok(Service { program, dir: state.canonicalize()?, logs, wrapper: Vec::new(), roles: Vec::new(), keep: false })
+        Ok(Service { program, dir: state.canonicalize()?, logs, wrapper: Vec::new(), variables: Vec::new(), roles: Vec::new(), keep: false })
     }
 
     /// Starts daemons through another program, such as `unshare`.
     pub fn wrap(&mut self, words: &[&str]) {
         self.wrapper = words.iter().map(|&word| word.to_owned()).collect();
+    }
+
+    /// Gives daemons that are started from now on a variable of their environment.
+    pub fn env(&mut self, name: &str, value: &str) {
+        self.variables.push((name.to_owned(), value.to_owned()));
     }
 
     /// The state directory.
@@ -112,8 +123,7 @@ impl Service {
     /// # Errors
     /// When it cannot be started.
     pub fn start(&mut self, words: &[&str]) -> anyhow::Result<()> {
-        let name = words.iter().filter(|w| !w.starts_with('-')).take(2).copied().collect::<Vec<_>>().join("-").replace('/', "_");
-        let log = File::options().create(true).append(true).open(self.logs.join(format!("{name}.log")))?;
+        let log = File::options().create(true).append(true).open(self.logs.join(log_name(words)))?;
         let mut command = match self.wrapper.split_first() {
             Some((first, rest)) => {
                 let mut command = Command::new(first);
@@ -124,6 +134,7 @@ impl Service {
         };
         command
             .args(words)
+            .envs(self.variables.iter().map(|(name, value)| (name, value)))
             .arg("--dir")
             .arg(&self.dir)
             .stdin(Stdio::null())
@@ -143,6 +154,17 @@ impl Service {
     /// The process id of a daemon.
     pub fn pid(&self, role: usize) -> u32 {
         self.roles[role].child.id()
+    }
+
+    /// The log of a daemon; it goes on in it when it is started again.
+    pub fn log(&self, role: usize) -> PathBuf {
+        let words: Vec<&str> = self.roles[role].words.iter().map(String::as_str).collect();
+        self.logs.join(log_name(&words))
+    }
+
+    /// The directory of the logs.
+    pub fn logs(&self) -> &Path {
+        &self.logs
     }
 
     /// Kills a daemon with -9.

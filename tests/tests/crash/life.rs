@@ -1,0 +1,497 @@
+//! One life of a volume: what an operator asks for, part by part, who is killed meanwhile, and what must hold afterwards.
+
+use crate::{
+    plan::{Crash, Part, Plan, Victim},
+    site::{Asked, Ear, NODES, Site, VOLUME},
+};
+use anyhow::{Context as _, bail, ensure};
+use img_storage_model::{
+    Extent,
+    api::{Phase, VolumeView},
+};
+use img_storage_tests::{
+    stamp,
+    writer::{Device, Load, Trouble, Writer, blocks_of},
+};
+use rand::{Rng as _, RngExt as _, SeedableRng as _, rngs::StdRng};
+use std::{
+    fmt,
+    fs::{self, File},
+    os::unix::fs::FileExt as _,
+    path::{Path, PathBuf},
+    process::Stdio,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+use tokio::task::JoinHandle;
+
+const SIZE: u64 = 64 << 20;
+const BLOCK: u32 = 4096;
+/// Where the guest writes; the rest must stay as it was.
+const AREAS: [Extent; 3] = [
+    Extent { offset: 0, length: 8 << 20 },
+    Extent { offset: 31 << 20, length: 6 << 20 },
+    Extent { offset: 58 << 20, length: 6 << 20 },
+];
+/// How long everything may take to be as it was asked, from the restart of the last daemon on.
+const CONVERGE: Duration = Duration::from_secs(90);
+/// How long a moment is waited for, and how long when what was asked is done.
+const MOMENT: Duration = Duration::from_secs(15);
+const MOMENT_AFTER: Duration = Duration::from_millis(1500);
+/// How long cleaning up may go on after the answer.
+const TIDY: Duration = Duration::from_secs(10);
+
+/// What a life came to.
+#[derive(Clone, Debug, Default)]
+pub struct Account {
+    pub seed: u64,
+    /// Moments that came, and who was killed.
+    pub hit: Vec<(String, String)>,
+    pub missed: Vec<String>,
+    pub took: Duration,
+    /// The longest it took to come right again.
+    pub longest: Duration,
+    pub writes: u64,
+    pub reads: u64,
+    /// How often the NAS's copy was looked at.
+    pub looks: u32,
+}
+
+impl fmt::Display for Account {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "life {}: {} crashes in {:.1} s, right again after {:.1} s at most; {} writes, {} reads, the NAS's copy looked at {} times",
+            self.seed,
+            self.hit.len(),
+            self.took.as_secs_f64(),
+            self.longest.as_secs_f64(),
+            self.writes,
+            self.reads,
+            self.looks
+        )
+    }
+}
+
+/// Where a part is to lead.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Goal {
+    Phase(Phase),
+    /// In this phase, and the command must have succeeded.
+    Answered(Phase),
+    Gone,
+}
+
+/// A life being lived.
+pub struct Life {
+    plan: Plan,
+    site: Site,
+    rng: StdRng,
+    writer: Arc<Writer>,
+    load: Option<JoinHandle<Result<(), Trouble>>>,
+    /// What the volume was before anybody wrote.
+    base: PathBuf,
+    /// The node it is on now.
+    node: usize,
+    id: String,
+    begun: Instant,
+    story: Vec<String>,
+    account: Account,
+}
+
+impl Life {
+    /// Starts the processes.
+    pub fn begin(plan: Plan) -> anyhow::Result<Self> {
+        let site = Site::start()?;
+        let base = site.scratch().join("base.raw");
+        let seed = plan.seed;
+        Ok(Life {
+            rng: StdRng::seed_from_u64(!seed),
+            writer: Writer::new(seed, BLOCK, &AREAS),
+            account: Account { seed, ..Account::default() },
+            plan,
+            site,
+            load: None,
+            base,
+            node: 0,
+            id: String::new(),
+            begun: Instant::now(),
+            story: Vec::new(),
+        })
+    }
+
+    pub fn account(&self) -> Account {
+        let figures = self.writer.figures();
+        Account { took: self.begun.elapsed(), writes: figures.writes, reads: figures.reads, ..self.account.clone() }
+    }
+
+    /// What happened, a line each.
+    pub fn story(&self) -> String {
+        self.story.join("\n")
+    }
+
+    pub fn keep_logs(&self, to: &Path) -> anyhow::Result<()> {
+        self.site.keep_logs(to)
+    }
+
+    fn tell(&mut self, what: impl fmt::Display) {
+        let line = format!("    {:.3} +{:.2} s: {what}", jiff::Timestamp::now(), self.begun.elapsed().as_secs_f64());
+        if self.story.last().is_none_or(|last| last.split_once(" s: ").map(|(_, told)| told) != line.split_once(" s: ").map(|(_, t)| t)) {
+            self.story.push(line);
+        }
+    }
+
+    /// From the creation to the end.
+    pub async fn live(&mut self) -> anyhow::Result<()> {
+        self.site.ready().await?;
+        for (part, crash) in self.plan.parts.clone() {
+            self.tell(format!("{part:?}"));
+            self.part(part, crash.as_ref()).await.with_context(|| format!("{part:?}"))?;
+        }
+        Ok(())
+    }
+
+    async fn part(&mut self, part: Part, crash: Option<&Crash>) -> anyhow::Result<()> {
+        match part {
+            Part::Create => {
+                File::create(&self.base)?.set_len(SIZE)?;
+                self.go(&["create", VOLUME, "--size", "64M"], Goal::Phase(Phase::Unmapped), crash).await?;
+                self.compare_with_base()
+            }
+            Part::Import => {
+                self.make_image()?;
+                let image = self.base.to_string_lossy().into_owned();
+                self.go(&["create", VOLUME, "--from", &image], Goal::Phase(Phase::Unmapped), crash).await?;
+                self.compare_with_base()
+            }
+            Part::Attach => {
+                self.go(&["map", VOLUME, NODES[0]], Goal::Phase(Phase::Remote), crash).await?;
+                self.check_device().await?;
+                self.guest_on().await
+            }
+            Part::Remote => self.go(&[], Goal::Phase(Phase::Remote), crash).await.map(drop),
+            Part::Copy => {
+                self.go(&["map", VOLUME, NODES[0], "--sync"], Goal::Phase(Phase::Local), crash).await?;
+                self.look_at_nas(0).await
+            }
+            Part::WriteBack => {
+                let before = self.writer.now();
+                self.go(&["sync", VOLUME], Goal::Answered(Phase::Local), crash).await?;
+                self.look_at_nas(before).await?;
+                // And at any time of the write-backs that go on.
+                let later = self.rng.random_range(0..1500);
+                tokio::time::sleep(Duration::from_millis(later)).await;
+                self.look_at_nas(before).await
+            }
+            Part::BringBack => {
+                self.go(&["bring-back", VOLUME], Goal::Phase(Phase::Remote), crash).await?;
+                self.tidied("what was for the way back is gone", |life| Ok(life.strangers())).await?;
+                self.guest_off().await?;
+                self.check_device().await?;
+                self.guest_on().await
+            }
+            Part::Return => {
+                self.guest_off().await?;
+                self.check_device().await?;
+                self.unmap(crash).await
+            }
+            Part::Elsewhere => {
+                self.node = 1;
+                self.go(&["map", VOLUME, NODES[1]], Goal::Phase(Phase::Remote), crash).await?;
+                self.check_device().await?;
+                self.unmap(None).await
+            }
+            Part::Delete => {
+                self.go(&["delete", VOLUME, "--yes"], Goal::Gone, crash).await?;
+                self.tidied("nothing is left", |life| {
+                    let mut left = life.site.all_storage_daemons()?;
+                    left.extend(life.strangers());
+                    Ok(left)
+                })
+                .await
+            }
+        }
+    }
+
+    async fn unmap(&mut self, crash: Option<&Crash>) -> anyhow::Result<()> {
+        let all = self.writer.now();
+        self.go(&["unmap", VOLUME], Goal::Phase(Phase::Unmapped), crash).await?;
+        self.tidied("nothing runs and nothing is left on the node", |life| {
+            let mut left = life.site.all_storage_daemons()?;
+            left.extend(life.strangers());
+            Ok(left)
+        })
+        .await?;
+        let disk = File::open(self.site.home().join("disk.raw"))?;
+        let cut = self.writer.cut(&disk)??;
+        ensure!(cut.has_all_before(all), "the NAS lacks writes that were acknowledged before the guest was off ({cut:?})");
+        self.account.looks += 1;
+        self.compare_with_base()
+    }
+
+    /// What is there of the volume besides its file. The directories of storage daemons do not count, whether they run or not.
+    fn strangers(&self) -> Vec<String> {
+        let mut left: Vec<PathBuf> = self.site.left_over(&self.id);
+        left.retain(|path| *path != self.site.home() && !path.parent().is_some_and(|dir| dir.ends_with("run")));
+        let beside = fs::read_dir(self.site.home()).into_iter().flatten().flatten().map(|entry| entry.path());
+        left.extend(beside.filter(|path| !path.ends_with("disk.raw") && !path.ends_with("mark")));
+        left.iter().map(|path| path.display().to_string()).collect()
+    }
+
+    async fn tidied(&mut self, what: &str, left: impl Fn(&Self) -> anyhow::Result<Vec<String>>) -> anyhow::Result<()> {
+        let begun = Instant::now();
+        loop {
+            let now = left(self)?;
+            if now.is_empty() {
+                return Ok(());
+            }
+            self.well().await?;
+            ensure!(begun.elapsed() < TIDY, "{what}: not so after {TIDY:?}: {}", now.join(", "));
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    /// Asks for something, has the crash happen, and waits until what was asked is so. What a dead daemon did not hear is
+    /// asked again, as an operator would.
+    async fn go(&mut self, words: &[&str], goal: Goal, crash: Option<&Crash>) -> anyhow::Result<()> {
+        let mut ear = crash.map(|crash| self.site.listen(crash.moment, self.node));
+        let mut asked = (!words.is_empty()).then(|| self.site.ask(words));
+        if let (Some(crash), Some(ear)) = (crash, &mut ear) {
+            if self.comes(ear, asked.as_ref()).await? {
+                tokio::time::sleep(crash.after).await;
+                self.crash(crash).await?;
+            } else {
+                self.tell(format!("missed: {crash}"));
+                self.account.missed.push(crash.moment.says.to_owned());
+            }
+        }
+        let begun = Instant::now();
+        let written = self.writer.figures().writes;
+        let mut answered = words.is_empty();
+        let mut said = String::new();
+        let mut last = Instant::now();
+        loop {
+            self.well().await?;
+            if asked.as_ref().is_some_and(Asked::is_over)
+                && let Some(over) = asked.take()
+            {
+                match over.answer().await {
+                    Ok(_) => answered = true,
+                    Err(why) => {
+                        said = format!("{why:#}");
+                        self.tell(&said);
+                    }
+                }
+                last = Instant::now();
+            }
+            let writes = self.load.is_none() || self.writer.figures().writes > written;
+            let seen = self.site.volume().await;
+            if let Ok(seen) = &seen
+                && self.is_met(goal, seen.as_ref(), answered)
+                && writes
+            {
+                break;
+            }
+            if asked.is_none() && !answered && last.elapsed() > Duration::from_millis(400) {
+                asked = Some(self.site.ask(words));
+            }
+            ensure!(
+                begun.elapsed() < CONVERGE,
+                "{goal:?} is not reached after {CONVERGE:?}; the guest {}; the volume is {seen:?}; the command said {said:?}",
+                if writes { "works" } else { "cannot write" },
+            );
+            tokio::time::sleep(Duration::from_millis(80)).await;
+        }
+        let took = begun.elapsed();
+        if crash.is_some() {
+            self.account.longest = self.account.longest.max(took);
+        }
+        self.tell(format!("{goal:?} {:.2} s later", took.as_secs_f64()));
+        let refused = self.writer.figures().refused;
+        ensure!(refused == 0, "the guest got {refused} errors from its device");
+        Ok(())
+    }
+
+    fn is_met(&mut self, goal: Goal, seen: Option<&VolumeView>, answered: bool) -> bool {
+        let at = |view: &VolumeView, phase| {
+            let mapped = view.node.as_ref().is_none_or(|node| node.as_str() == NODES[self.node] && view.device.is_some());
+            view.phase == phase && view.stuck.is_none() && mapped
+        };
+        let met = match (goal, seen) {
+            (Goal::Gone, None) => !self.site.home().exists(),
+            (Goal::Phase(phase), Some(view)) => at(view, phase),
+            (Goal::Answered(phase), Some(view)) => answered && at(view, phase),
+            _ => false,
+        };
+        if let Some(view) = seen {
+            self.id = view.id.to_string();
+        }
+        met
+    }
+
+    /// Waits for a moment; false when it does not come.
+    async fn comes(&mut self, ear: &mut Ear, asked: Option<&Asked>) -> anyhow::Result<bool> {
+        let begun = Instant::now();
+        let mut over = None;
+        while !ear.hears()? {
+            self.well().await?;
+            if over.is_none() && asked.is_some_and(Asked::is_over) {
+                over = Some(Instant::now());
+            }
+            if begun.elapsed() > MOMENT || over.is_some_and(|at| at.elapsed() > MOMENT_AFTER) {
+                return Ok(false);
+            }
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        Ok(true)
+    }
+
+    async fn crash(&mut self, crash: &Crash) -> anyhow::Result<()> {
+        self.site.kill(&crash.victims, self.node)?;
+        self.tell(format!("killed {crash}"));
+        self.account.hit.push((crash.moment.says.to_owned(), crash.who()));
+        if crash.victims.contains(&Victim::Nas) {
+            self.look_at_nas(0).await?;
+        }
+        tokio::time::sleep(crash.pause).await;
+        self.site.restart(&crash.victims, self.node)
+    }
+
+    /// Whether the guest finds everything as it must, and the daemons live.
+    async fn well(&mut self) -> anyhow::Result<()> {
+        self.site.all_daemons_run()?;
+        if let Some(load) = self.load.take_if(|load| load.is_finished()) {
+            load.await?.context("the guest")?;
+            bail!("the guest ended by itself");
+        }
+        Ok(())
+    }
+
+    /// While the node has the newest writes, the NAS's file with a pending write-back over it is what the disk was at one
+    /// moment, not before event `not_before`.
+    async fn look_at_nas(&mut self, not_before: u64) -> anyhow::Result<()> {
+        let _held = self.site.hold_nas().await?;
+        if !self.site.node_has_authority() {
+            return Ok(());
+        }
+        let home = self.site.home();
+        let entries = fs::read_dir(&home)?.flatten().map(|entry| entry.path());
+        let pending = |path: &PathBuf| path.file_name().is_some_and(|n| n.to_string_lossy().starts_with("pending-"));
+        let image = match entries.into_iter().find(pending) {
+            None => home.join("disk.raw"),
+            Some(pending) => {
+                let whole = self.site.scratch().join("whole.raw");
+                let mut convert = tokio::process::Command::new("qemu-img");
+                convert.args(["convert", "-U", "-f", "qcow2", "-O", "raw"]).arg(&pending).arg(&whole);
+                let output = convert.stdin(Stdio::null()).kill_on_drop(true).output();
+                let output = tokio::time::timeout(Duration::from_secs(30), output).await??;
+                ensure!(output.status.success(), "{}: {}", pending.display(), String::from_utf8_lossy(&output.stderr).trim());
+                whole
+            }
+        };
+        let cut = self.writer.cut(&File::open(&image)?)?.with_context(|| format!("the NAS's copy ({})", image.display()))?;
+        ensure!(cut.has_all_before(not_before), "the NAS's copy is older than the write-back that was asked for ({cut:?})");
+        self.account.looks += 1;
+        Ok(())
+    }
+
+    async fn device(&self) -> anyhow::Result<Device> {
+        let view = self.site.volume().await?.context("there is no volume")?;
+        view.device.context("the volume has no device")?.parse()
+    }
+
+    /// Reads every block through the device. One that is being started again is waited for.
+    async fn check_device(&mut self) -> anyhow::Result<()> {
+        let begun = Instant::now();
+        loop {
+            let checked = match self.device().await {
+                Ok(device) => self.writer.check_all(&device, Duration::from_secs(30), false).await,
+                Err(why) if begun.elapsed() > CONVERGE => return Err(why),
+                Err(_) => {
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                    continue;
+                }
+            };
+            match checked {
+                Err(Trouble::Away { .. }) if begun.elapsed() < CONVERGE => tokio::time::sleep(Duration::from_millis(100)).await,
+                other => return other.context("looking through the device"),
+            }
+        }
+    }
+
+    async fn guest_on(&mut self) -> anyhow::Result<()> {
+        let load = Load {
+            depth: 4,
+            longest: 8,
+            flush_every: 30,
+            rest: Duration::from_millis(4),
+            deadline: CONVERGE,
+            patience: CONVERGE,
+            ..Load::default()
+        };
+        let written = self.writer.figures().writes;
+        self.load = Some(tokio::spawn(Arc::clone(&self.writer).run(self.device().await?, load)));
+        let begun = Instant::now();
+        // One that has not begun cannot be told to end.
+        while self.writer.figures().writes == written {
+            self.well().await?;
+            ensure!(begun.elapsed() < CONVERGE, "the guest cannot write");
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        Ok(())
+    }
+
+    async fn guest_off(&mut self) -> anyhow::Result<()> {
+        self.writer.stop();
+        if let Some(mut load) = self.load.take() {
+            let ended = tokio::time::timeout(Duration::from_secs(80), &mut load).await;
+            load.abort();
+            ended.context("the guest does not end")??.context("the guest")?;
+        }
+        Ok(())
+    }
+
+    /// An image with something everywhere: stamps where the guest will write, noise and holes elsewhere.
+    fn make_image(&mut self) -> anyhow::Result<()> {
+        let image = File::create(&self.base)?;
+        image.set_len(SIZE)?;
+        let mut noise = vec![0; 1 << 20];
+        for at in (0..SIZE).step_by(1 << 20) {
+            if self.rng.random_range(0..3) > 0 {
+                self.rng.fill_bytes(&mut noise);
+                image.write_all_at(&noise, at)?;
+            }
+        }
+        let mut block = vec![0; BLOCK as usize];
+        for offset in blocks_of(&AREAS, BLOCK) {
+            stamp::fill(&mut block, self.plan.seed, offset, 0);
+            image.write_all_at(&block, offset)?;
+        }
+        Ok(())
+    }
+
+    /// Where nobody wrote, the volume is what it was at first; and everywhere, when there was no guest yet.
+    fn compare_with_base(&self) -> anyhow::Result<()> {
+        let (base, disk) = (File::open(&self.base)?, File::open(self.site.home().join("disk.raw"))?);
+        ensure!(disk.metadata()?.len() == SIZE, "the volume's file is {} bytes long", disk.metadata()?.len());
+        let untouched = self.writer.figures().writes == 0;
+        let (mut expected, mut found) = (vec![0; 1 << 20], vec![0; 1 << 20]);
+        for at in (0..SIZE).step_by(1 << 20) {
+            if untouched || !AREAS.iter().any(|area| (area.offset..area.end()).contains(&at)) {
+                base.read_exact_at(&mut expected, at)?;
+                disk.read_exact_at(&mut found, at)?;
+                ensure!(expected == found, "the mebibyte at {at} is not what it was");
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Life {
+    fn drop(&mut self) {
+        self.writer.stop();
+        if let Some(load) = &self.load {
+            load.abort();
+        }
+    }
+}
