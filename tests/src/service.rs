@@ -90,7 +90,15 @@ impl Service {
         let (state, logs) = (dir.join("s"), dir.join("logs"));
         fs::DirBuilder::new().recursive(true).mode(0o700).create(&state)?;
         fs::create_dir_all(&logs)?;
-        Ok(Service { program, dir: state.canonicalize()?, logs, wrapper: Vec::new(), variables: Vec::new(), roles: Vec::new(), keep: false })
+        Ok(Service {
+            program,
+            dir: state.canonicalize()?,
+            logs,
+            wrapper: Vec::new(),
+            variables: Vec::new(),
+            roles: Vec::new(),
+            keep: false,
+        })
     }
 
     /// Starts daemons through another program, such as `unshare`.

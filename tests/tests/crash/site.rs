@@ -271,9 +271,10 @@ impl Ear {
         let mut bytes = Vec::new();
         self.heard += u64::try_from(file.read_to_end(&mut bytes)?)?;
         self.rest.push_str(&String::from_utf8_lossy(&bytes));
-        let found = self.rest.match_indices(self.says).any(|(at, said)| {
-            self.rest[at + said.len()..].chars().next().is_none_or(|next| !next.is_ascii_alphanumeric())
-        });
+        let found = self
+            .rest
+            .match_indices(self.says)
+            .any(|(at, said)| self.rest[at + said.len()..].chars().next().is_none_or(|next| !next.is_ascii_alphanumeric()));
         let whole = self.rest.rfind('\n').map_or(0, |end| end + 1);
         self.rest.drain(..whole);
         Ok(found)
