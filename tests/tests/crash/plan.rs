@@ -43,7 +43,10 @@ pub enum Part {
     Copy,
     WriteBack,
     BringBack,
+    /// Unmapped from the local copy.
     Return,
+    /// Unmapped from the NAS's.
+    Leave,
     Elsewhere,
     Delete,
 }
@@ -194,6 +197,17 @@ impl Part {
                     ]
                 }
             }
+            Part::Leave => {
+                const {
+                    &[
+                        node("step=RemoveGuest", 10),
+                        node("step=Stop", 20),
+                        node("the mapping is over", 5),
+                        nas("step=StopExport", 20),
+                        nas("unmapped from", 5),
+                    ]
+                }
+            }
             Part::Delete => const { &[nas("step=RemoveDisk", 5), ANY_TIME] },
         }
     }
@@ -262,7 +276,7 @@ impl Plan {
         parts.extend([Part::Copy, Part::WriteBack, Part::WriteBack]);
         match seed % 4 {
             0 | 2 => parts.extend([Part::BringBack, Part::Copy, Part::Return]),
-            1 => parts.extend([Part::BringBack, Part::Return]),
+            1 => parts.extend([Part::BringBack, Part::Leave]),
             _ => parts.extend([Part::WriteBack, Part::Return]),
         }
         parts.extend([Part::Elsewhere, Part::Delete]);

@@ -114,9 +114,9 @@ impl Steps<'_> {
     pub(super) async fn finalize_back(&self) -> Result<(), HostError> {
         let mut session = self.session().await?;
         let graph = session.graph().await?;
-        // While the guest is still held: on the connection of the mirror it would get errors when the NAS's daemon is dead.
-        if let Some(export) = back_of(&graph).filter(|_| graph.jobs.get("back").is_some_and(|job| job.state == JobState::Pending))
-        {
+        // While the guest is still held: on the mirror's way it would get errors when the NAS's daemon is dead.
+        let pending = graph.jobs.get("back").is_some_and(|job| job.state == JobState::Pending);
+        if let Some(export) = back_of(&graph).filter(|_| pending) {
             self.connect_to_stay(&mut session, &graph, export).await?;
         }
         session.finalize("back").await?;
