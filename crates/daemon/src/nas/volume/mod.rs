@@ -3,15 +3,15 @@
 //! It alone changes the volume's row and touches the volume on the host. Everything it learns comes by mail: the node's reports
 //! and the operator's intents; a long step does not keep it from reading them.
 
-use super::{
-    Nas, Shown,
-    view::{self, Seen},
-};
+mod mail;
+mod shown;
+
+use super::{Nas, Shown};
 use crate::{rate::Rate, retry::Retry};
 use img_storage_model::{
     Fact, Fault, HostName, Interval, RequestId,
     api::WriteBack,
-    messages::{Assign, Body, Endpoint, NodePhase, Report, Role, Want},
+    messages::{Assign, Body, Report, Role, Want},
     nas::{self, Authority, Context, Decision, Intent, NasChange, NasFacts, NasStep, Stage, VolumeRecord},
     node::{JobState, PushOutcome, StepResult},
     schedule,
@@ -424,212 +424,6 @@ impl Actor {
             self.nas.post.send(&mapping.node, Body::Assign(Box::new(assign)));
         }
     }
-
-    fn read(&mut self, mail: Mail) {
-        match mail {
-            Mail::Report { from, report } => self.reported(&from, *report),
-            Mail::Restarted { host, role, started } => {
-                if self.record.mapping.as_ref().is_some_and(|m| m.node == host) {
-                    self.sent = None;
-                    self.report = None;
-                }
-                let importer = matches!(&self.record.stage, Stage::Importing { peer, session, complete: false, .. }
-                    if *peer == host && session.is_some_and(|session| session != started));
-                if role == Role::Frontend && importer && self.record(&NasChange::GiveUp).is_err() {
-                    tracing::warn!(volume = %self.record.name, "its import was broken off, which could not be recorded");
-                }
-                let reader = self.reader.as_ref().is_some_and(|(peer, _)| *peer == host);
-                if reader && self.nas.peers.session(&host) != self.lent_to {
-                    self.reader = None;
-                }
-            }
-            Mail::Intent { request, intent, reply } => {
-                let answer = self.intend(request, &intent);
-                // Who asked may have given up.
-                let _ = reply.send(answer);
-            }
-            Mail::Read { peer, port, reply } => {
-                let _ = reply.send(self.lend(peer, port));
-            }
-            Mail::ReadDone => self.reader = None,
-        }
-    }
-
-    fn intend(&mut self, request: RequestId, intent: &Intent) -> Result<(), Fault> {
-        let mut next = self.record.clone();
-        let now = self.nas.clock.now();
-        nas::apply(&mut next, intent, request, now, self.reader.is_some())?;
-        if next != self.record {
-            self.nas.store.put(&next)?;
-            self.record = next;
-            self.nas.journal.note(self.record.id, now, &asked(intent));
-            self.retry.well();
-            self.push_retry.well();
-            // Who waits for this intent must not be shown what was before it.
-            self.waiting = None;
-            self.at_rest = false;
-            self.show_now();
-        }
-        Ok(())
-    }
-
-    /// Notes that no reader has it any more.
-    fn taken_back(&mut self, facts: &NasFacts) -> Result<(), Fault> {
-        if self.record.lent && self.reader.is_none() && facts.reader.known() == Some(&false) {
-            let next = VolumeRecord { lent: false, ..self.record.clone() };
-            self.nas.store.put(&next)?;
-            self.record = next;
-        }
-        Ok(())
-    }
-
-    fn lend(&mut self, peer: HostName, port: u16) -> Result<(), Fault> {
-        let name = format!("volume {}/{}", self.record.pool, self.record.name);
-        if self.reader.is_some() {
-            return Err(Fault::refused(format!("{name} is being exported to a file already")).next("wait for that to end"));
-        }
-        match &self.record.mapping {
-            _ if self.record.stage != Stage::Ready => Err(Fault::refused(format!("{name} is not ready"))),
-            Some(m) if m.authority != Authority::Node || m.want != Want::Local => {
-                Err(Fault::refused(format!("{name} is in use on {} over the network; its copy here is no point in time", m.node))
-                    .next("unmap it, or move it to a local copy with map --sync, and export then"))
-            }
-            _ => {
-                // A daemon that starts again must know that there is an export to end.
-                let next = VolumeRecord { lent: true, ..self.record.clone() };
-                self.nas.store.put(&next)?;
-                self.record = next;
-                self.lent_to = self.nas.peers.session(&peer);
-                self.reader = Some((peer, port));
-                self.unread = None;
-                self.show_now();
-                Ok(())
-            }
-        }
-    }
-
-    fn reported(&mut self, from: &HostName, report: Report) {
-        match &self.record.mapping {
-            Some(m) if m.node == *from && m.epoch == report.epoch => {
-                self.heard = Some(Instant::now());
-                if let Some(progress) = report.progress {
-                    self.rate.at(progress.done, Instant::now());
-                } else {
-                    self.rate = Rate::default();
-                }
-                // Within an epoch an answer to an older assignment is old news.
-                if self.report.as_ref().is_none_or(|r| r.epoch != report.epoch || r.revision <= report.revision) {
-                    self.report = Some(report);
-                }
-            }
-            _ => self.stranger(from, &report),
-        }
-    }
-
-    /// A report of a mapping that is over, or that this ledger does not know.
-    fn stranger(&mut self, from: &HostName, report: &Report) {
-        let now = self.nas.clock.now();
-        let mut next = self.record.clone();
-        let request = RequestId(self.nas.ids.fresh(now));
-        if let Ok(port) = self.nas.host.free_port()
-            && nas::adopt(&mut next, from, report, request, now, port)
-        {
-            if self.nas.store.put(&next).is_ok() {
-                self.record = next;
-                let what = format!("{from} holds an unsynced local copy of epoch {}: taken up again", report.epoch);
-                tracing::warn!(volume = %self.record.name, "{what}");
-                self.nas.journal.note(self.record.id, now, &what);
-            }
-            return;
-        }
-        if report.phase != NodePhase::Gone && report.epoch <= self.record.epoch {
-            let over = Assign {
-                volume: self.record.id,
-                name: format!("{}/{}", self.record.pool, self.record.name),
-                nas: self.nas.post.name().clone(),
-                size: self.record.size,
-                epoch: report.epoch,
-                revision: report.revision + 1,
-                want: Want::Gone,
-                device: img_storage_model::messages::DeviceKind::Nbd,
-                force: true,
-                export: None,
-                granted: false,
-                push: None,
-                accepted: None,
-                release: false,
-                back: None,
-            };
-            self.nas.post.send(from, Body::Assign(Box::new(over)));
-        }
-    }
-
-    fn show_now(&self) {
-        let shown = self.make_shown(None);
-        self.shown.send_replace(shown);
-    }
-
-    fn show(&self, facts: &NasFacts) {
-        let shown = self.make_shown(Some(facts));
-        self.shown.send_replace(shown);
-    }
-
-    fn make_shown(&self, facts: Option<&NasFacts>) -> Shown {
-        let host = self.nas.post.name();
-        let node = self.record.mapping.as_ref().map(|m| &m.node);
-        let reported = self.report.as_ref().and_then(|r| r.stuck.clone()).zip(node).map(|(why, node)| {
-            let mut retry = Retry::default();
-            retry.stuck(why, self.nas.clock.now());
-            retry.trouble(node)
-        });
-        let away = node.filter(|n| self.nas.peers.is_away(n)).map(|node| {
-            let mut retry = Retry::default();
-            retry.stuck(format!("{node} is not connected; its guests go on without it"), self.nas.clock.now());
-            retry.trouble(node)
-        });
-        let stuck = self
-            .retry
-            .trouble(host)
-            .or(reported.flatten())
-            .or(self.setback.trouble(host))
-            .or(self.push_retry.trouble(host))
-            .or(away.flatten());
-        let seen = Seen {
-            allocated: self.allocated,
-            report: self.report.as_ref(),
-            rate: self.rate.per_second(),
-            frequency: Some(self.frequency().duration().as_secs()),
-            last_write_back: self.last_write_back.clone(),
-            write_backs: self.write_backs,
-            stuck,
-            waiting: self.waiting.clone(),
-            progress: None,
-        };
-        let mut shown = view::show(&self.record, host, &seen);
-        shown.failed = self.failed.clone();
-        shown.unread = self.unread.clone();
-        shown.at_rest = self.at_rest;
-        shown.served = facts.and_then(|f| self.served(f));
-        shown
-    }
-
-    /// Where an importing or reading front end finds the contents.
-    fn served(&self, facts: &NasFacts) -> Option<Endpoint> {
-        let endpoint = |port: u16, export: String| Endpoint {
-            host: self.nas.config.address.clone(),
-            port,
-            export,
-            server: self.nas.post.name().clone(),
-        };
-        match (&self.record.stage, &self.reader) {
-            (Stage::Importing { port, complete: false, .. }, _) => {
-                let name = facts.export.known()?.as_ref()?.names.first()?.clone();
-                Some(endpoint(*port, name))
-            }
-            (Stage::Ready, Some((_, port))) if facts.reader.known() == Some(&true) => Some(endpoint(*port, "reader".to_owned())),
-            _ => None,
-        }
-    }
 }
 
 /// Why a live commit of an overlay failed or stands still.
@@ -643,17 +437,4 @@ fn broken_commit(facts: &NasFacts) -> Option<String> {
 fn verb(step: &NasStep) -> String {
     let text = format!("{step:?}");
     text.split([' ', '{']).next().unwrap_or_default().to_owned()
-}
-
-fn asked(intent: &Intent) -> String {
-    match intent {
-        Intent::Map { node, sync, .. } => format!("asked: map to {node}{}", if *sync { ", on a local copy" } else { "" }),
-        Intent::Unmap { force } => format!("asked: unmap{}", if *force { " by force" } else { "" }),
-        Intent::Sync => "asked: sync".to_owned(),
-        Intent::BringBack => "asked: bring back".to_owned(),
-        Intent::Resize { size } => format!("asked: resize to {size}"),
-        Intent::Delete => "asked: delete".to_owned(),
-        Intent::Imported { complete: true } => "filled from an image".to_owned(),
-        Intent::Imported { complete: false } => "its import was broken off".to_owned(),
-    }
 }

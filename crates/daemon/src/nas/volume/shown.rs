@@ -1,0 +1,83 @@
+//! What an actor shows of its volume.
+
+use super::Actor;
+use crate::{
+    nas::{
+        Shown,
+        view::{self, Seen},
+    },
+    retry::Retry,
+};
+use img_storage_model::{
+    messages::Endpoint,
+    nas::{NasFacts, Stage},
+};
+
+impl Actor {
+    pub(super) fn show_now(&self) {
+        let shown = self.make_shown(None);
+        self.shown.send_replace(shown);
+    }
+
+    pub(super) fn show(&self, facts: &NasFacts) {
+        let shown = self.make_shown(Some(facts));
+        self.shown.send_replace(shown);
+    }
+
+    fn make_shown(&self, facts: Option<&NasFacts>) -> Shown {
+        let host = self.nas.post.name();
+        let node = self.record.mapping.as_ref().map(|m| &m.node);
+        let reported = self.report.as_ref().and_then(|r| r.stuck.clone()).zip(node).map(|(why, node)| {
+            let mut retry = Retry::default();
+            retry.stuck(why, self.nas.clock.now());
+            retry.trouble(node)
+        });
+        let away = node.filter(|n| self.nas.peers.is_away(n)).map(|node| {
+            let mut retry = Retry::default();
+            retry.stuck(format!("{node} is not connected; its guests go on without it"), self.nas.clock.now());
+            retry.trouble(node)
+        });
+        let stuck = self
+            .retry
+            .trouble(host)
+            .or(reported.flatten())
+            .or(self.setback.trouble(host))
+            .or(self.push_retry.trouble(host))
+            .or(away.flatten());
+        let seen = Seen {
+            allocated: self.allocated,
+            report: self.report.as_ref(),
+            rate: self.rate.per_second(),
+            frequency: Some(self.frequency().duration().as_secs()),
+            last_write_back: self.last_write_back.clone(),
+            write_backs: self.write_backs,
+            stuck,
+            waiting: self.waiting.clone(),
+            progress: None,
+        };
+        let mut shown = view::show(&self.record, host, &seen);
+        shown.failed = self.failed.clone();
+        shown.unread = self.unread.clone();
+        shown.at_rest = self.at_rest;
+        shown.served = facts.and_then(|f| self.served(f));
+        shown
+    }
+
+    /// Where an importing or reading front end finds the contents.
+    fn served(&self, facts: &NasFacts) -> Option<Endpoint> {
+        let endpoint = |port: u16, export: String| Endpoint {
+            host: self.nas.config.address.clone(),
+            port,
+            export,
+            server: self.nas.post.name().clone(),
+        };
+        match (&self.record.stage, &self.reader) {
+            (Stage::Importing { port, complete: false, .. }, _) => {
+                let name = facts.export.known()?.as_ref()?.names.first()?.clone();
+                Some(endpoint(*port, name))
+            }
+            (Stage::Ready, Some((_, port))) if facts.reader.known() == Some(&true) => Some(endpoint(*port, "reader".to_owned())),
+            _ => None,
+        }
+    }
+}
