@@ -47,9 +47,10 @@ pub(super) async fn converge(session: &mut Session, graph: &mut Graph, size: u64
         copy.state = JobState::Running;
     }
     if caught_up || (near && copy.state == JobState::Running && copy.done > 0) {
-        session.call("object-add", both_sides()).await?;
+        // May be said twice; the object comes after, so that it never says too much.
         let change = json!({"id": "copy", "type": "mirror", "copy-mode": "write-blocking"});
         session.call("block-job-change", change).await?;
+        session.call("object-add", both_sides()).await?;
     }
     Ok(())
 }
