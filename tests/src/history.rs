@@ -98,16 +98,17 @@ pub struct History {
     block: u32,
     offsets: Vec<u64>,
     blocks: Vec<Block>,
+    stamped: bool,
     clock: u64,
     durable: u64,
 }
 
 impl History {
-    /// Nothing was written yet; every block at `offsets` (ascending) is zero, or has stamp 0 of this run.
-    pub fn new(run: u64, block: u32, offsets: Vec<u64>) -> Self {
+    /// Nothing was written yet; every block at `offsets` (ascending) is zero, or when `stamped` has stamp 0 of this run.
+    pub fn new(run: u64, block: u32, offsets: Vec<u64>, stamped: bool) -> Self {
         assert!(block >= stamp::SMALLEST && offsets.is_sorted());
         let blocks = vec![Block::default(); offsets.len()];
-        History { run, block, offsets, blocks, clock: 0, durable: 0 }
+        History { run, block, offsets, blocks, stamped, clock: 0, durable: 0 }
     }
 
     /// The run's number, part of every stamp.
@@ -304,7 +305,11 @@ impl History {
 
     fn sequence(&self, index: usize, bytes: &[u8]) -> Result<u64, Violation> {
         let offset = self.offsets[index];
-        stamp::check(bytes, self.run, offset).map_err(|bad| Violation::Corrupt { offset, bad })
+        let found = stamp::check(bytes, self.run, offset).map_err(|bad| Violation::Corrupt { offset, bad })?;
+        match found {
+            None if self.stamped => Err(Violation::Corrupt { offset, bad: Bad::Zeroes }),
+            found => Ok(found.unwrap_or(0)),
+        }
     }
 }
 
@@ -316,7 +321,7 @@ mod tests {
     const SIZE: usize = 512;
 
     fn history() -> History {
-        History::new(9, 512, (0..4).map(|n| n * 512).collect())
+        History::new(9, 512, (0..4).map(|n| n * 512).collect(), false)
     }
 
     fn block(history: &History, index: usize, sequence: u64) -> Vec<u8> {
@@ -356,7 +361,7 @@ mod tests {
 
     #[test]
     fn neighbours_are_reserved_once_and_not_across_a_gap() {
-        let mut history = History::new(1, 512, vec![0, 512, 4096, 4608]);
+        let mut history = History::new(1, 512, vec![0, 512, 4096, 4608], false);
         assert_eq!(history.reserve(0, 4), 2);
         assert_eq!(history.reserve(1, 1), 0);
         assert_eq!(history.reserve(2, 9), 2);

@@ -5,6 +5,7 @@
 //! device and checks what it reads; [`service`] starts and kills the program's roles, [`processes`] finds what they started.
 
 pub mod history;
+pub mod nas_copy;
 pub mod processes;
 pub mod service;
 pub mod stamp;

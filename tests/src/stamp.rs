@@ -14,6 +14,8 @@ pub const SMALLEST: u32 = 512;
 pub enum Bad {
     /// It carries no stamp; its first bytes.
     Foreign([u8; 16]),
+    /// It is all zeroes, and must not be.
+    Zeroes,
     /// It is from another run.
     Run(u64),
     /// It belongs to another place.
@@ -31,6 +33,7 @@ impl std::fmt::Display for Bad {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Bad::Foreign(first) => write!(f, "it has no stamp (it begins with {first:02x?})"),
+            Bad::Zeroes => f.write_str("it is all zeroes"),
             Bad::Run(run) => write!(f, "it is of another run ({run})"),
             Bad::Place(offset) => write!(f, "it belongs to offset {offset}"),
             Bad::Torn { sequence, at } => write!(f, "it begins as write {sequence} and is something else from byte {at} on"),
@@ -56,14 +59,14 @@ pub fn fill(block: &mut [u8], run: u64, offset: u64, sequence: u64) {
     }
 }
 
-/// The number of the write that `block`, read from `offset`, carries; a block of zeroes is write 0.
+/// The number of the write that `block`, read from `offset`, carries; `None` for a block of zeroes.
 ///
 /// # Errors
 /// What is wrong with it.
-pub fn check(block: &[u8], run: u64, offset: u64) -> Result<u64, Bad> {
+pub fn check(block: &[u8], run: u64, offset: u64) -> Result<Option<u64>, Bad> {
     if block[..8] != MAGIC {
         if block.iter().all(|byte| *byte == 0) {
-            return Ok(0);
+            return Ok(None);
         }
         let mut first = [0; 16];
         first.copy_from_slice(&block[..16]);
@@ -82,7 +85,7 @@ pub fn check(block: &[u8], run: u64, offset: u64) -> Result<u64, Bad> {
             return Err(Bad::Torn { sequence, at: SEQUENCE.end + n * 8 });
         }
     }
-    Ok(sequence)
+    Ok(Some(sequence))
 }
 
 fn filling_seed(run: u64, offset: u64, sequence: u64) -> u64 {
@@ -105,9 +108,9 @@ mod tests {
     #[test]
     fn a_block_is_known_again_and_one_wrong_byte_is_seen() {
         let mut block = vec![0; 4096];
-        assert_eq!(check(&block, 7, 8192), Ok(0));
+        assert_eq!(check(&block, 7, 8192), Ok(None));
         fill(&mut block, 7, 8192, 55);
-        assert_eq!(check(&block, 7, 8192), Ok(55));
+        assert_eq!(check(&block, 7, 8192), Ok(Some(55)));
         assert_eq!(check(&block, 8, 8192), Err(Bad::Run(7)));
         assert_eq!(check(&block, 7, 4096), Err(Bad::Place(8192)));
         for at in [32, 1000, 4095] {

@@ -13,6 +13,7 @@ use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 use std::{
     fs::File,
     io,
+    os::unix::fs::FileExt as _,
     path::PathBuf,
     str::FromStr,
     sync::{
@@ -54,6 +55,21 @@ impl Device {
     /// When nobody serves it.
     pub async fn connect(&self, deadline: Duration) -> Result<Nbd, NbdError> {
         Nbd::unix(&self.socket, &self.export, &[], deadline).await
+    }
+
+    /// Waits, a second at most, until the server too has closed the connections that are over: until then whoever asks who
+    /// uses the device is told that somebody does.
+    pub async fn released(&self) {
+        let path = self.socket.display().to_string();
+        for _ in 0..500 {
+            let table = std::fs::read_to_string("/proc/net/unix").unwrap_or_default();
+            // 03 is a connection, 01 a socket that listens.
+            let connected = |line: &str| line.ends_with(&path) && line.split_whitespace().nth(5) == Some("03");
+            if !table.lines().any(connected) {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
     }
 }
 
@@ -159,17 +175,34 @@ pub fn blocks_of(areas: &[Extent], block: u32) -> Vec<u64> {
     areas.iter().flat_map(|a| (a.offset.div_ceil(block)..a.end() / block).map(move |n| n * block)).collect()
 }
 
+/// Fills `areas` of a disk image with what a writer of run `seed` takes for their initial contents.
+///
+/// # Errors
+/// When the file cannot be written.
+pub fn stamp_areas(image: &File, seed: u64, block: u32, areas: &[Extent]) -> io::Result<()> {
+    let mut bytes = vec![0; block as usize];
+    for offset in blocks_of(areas, block) {
+        stamp::fill(&mut bytes, seed, offset, 0);
+        image.write_all_at(&bytes, offset)?;
+    }
+    Ok(())
+}
+
 impl Writer {
-    /// A writer for `areas` of a disk, which are zero or have stamp 0 of run `seed`. What it does follows from the seed, as far
-    /// as the order of answers allows.
+    /// A writer for `areas` of a disk, which are zero. What it does follows from the seed, as far as the order of answers
+    /// allows.
     pub fn new(seed: u64, block: u32, areas: &[Extent]) -> Arc<Self> {
-        let history = History::new(seed, block, blocks_of(areas, block));
-        Arc::new(Writer {
-            history: Mutex::new(history),
-            figures: Mutex::default(),
-            seeds: AtomicU64::new(seed),
-            stop: AtomicBool::new(false),
-        })
+        Self::over(History::new(seed, block, blocks_of(areas, block), false))
+    }
+
+    /// The same for areas that [`stamp_areas`] has filled.
+    pub fn stamped(seed: u64, block: u32, areas: &[Extent]) -> Arc<Self> {
+        Self::over(History::new(seed, block, blocks_of(areas, block), true))
+    }
+
+    fn over(history: History) -> Arc<Self> {
+        let seeds = AtomicU64::new(history.run());
+        Arc::new(Writer { history: Mutex::new(history), figures: Mutex::default(), seeds, stop: AtomicBool::new(false) })
     }
 
     /// What was done so far; the longest request begins anew.
@@ -212,7 +245,7 @@ impl Writer {
                 Err(why) => End::Broken(why),
             };
             match end {
-                End::Stopped => return Ok(()),
+                End::Stopped => break,
                 End::Violation(violation) => return Err(violation.into()),
                 End::Broken(why) => {
                     if matches!(why, NbdError::Refused { .. }) {
@@ -226,6 +259,7 @@ impl Writer {
                 }
             }
         }
+        device.released().await;
         Ok(())
     }
 
@@ -391,6 +425,7 @@ impl Writer {
             Err(End::Violation(violation)) => return Err(violation.into()),
         }
         nbd.disconnect().await;
+        device.released().await;
         Ok(())
     }
 }

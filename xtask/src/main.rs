@@ -1,7 +1,11 @@
 //! `cargo xtask`: `test`, `demo` and `bench`. Each installs what it needs and the machine lacks.
 
+mod bench;
 mod command;
+mod demo;
+mod disk_image;
 mod packages;
+mod screen;
 mod test;
 
 use clap::{Parser, Subcommand};
@@ -18,11 +22,15 @@ struct Cli {
 #[derive(Subcommand)]
 enum Verb {
     Test(test::Test),
+    Demo(demo::Demo),
+    Bench(bench::Bench),
 }
 
 fn main() -> ExitCode {
     let done = match Cli::parse().verb {
         Verb::Test(test) => test.run(),
+        Verb::Demo(demo) => demo.run(),
+        Verb::Bench(bench) => bench.run(),
     };
     match done {
         Ok(code) => code,

@@ -30,6 +30,9 @@ pub const EXT4: [Need; 3] = [
     need("debugfs", "e2fsprogs", "tells where a file lies in it"),
     need("e2fsck", "e2fsprogs", "checks it"),
 ];
+/// What the bench compares with and measures by.
+pub const BENCH: [Need; 2] =
+    [need("nbdcopy", "libnbd-bin", "a copy to compare with"), need("fio", "fio", "measures a disk as a guest sees it")];
 /// To test what is shown on a full disk, without touching the machine's own.
 pub const SANDBOX: [Need; 2] =
     [need("unshare", "util-linux", "gives a test its own small disk"), need("mount", "mount", "the same")];

@@ -67,6 +67,13 @@ impl Config {
             Fault::invalid(format!("the configuration {} is not right: {}", path.display(), e.to_string().trim()))
                 .next("nothing was started; the keys are described in docs/configuration.md")
         })?;
+        if config.nas.address.is_some_and(|a| a.is_unspecified() || a.is_multicast()) {
+            return Err(Fault::invalid(format!(
+                "the configuration {} is not right: nas.address is not an address that nodes can connect to",
+                path.display()
+            ))
+            .next("nothing was started; name the address of the data network's interface"));
+        }
         match config.vm.nodes {
             None | Some(1..=64) => Ok(config),
             Some(nodes) => {

@@ -3,6 +3,7 @@
 use img_storage_model::{HostName, api::Trouble};
 use jiff::{SignedDuration, Timestamp};
 use std::time::Duration;
+use tokio::time::Instant;
 
 /// The first pause after a failure.
 const FIRST: Duration = Duration::from_millis(200);
@@ -14,7 +15,7 @@ const LONGEST: Duration = Duration::from_secs(30);
 pub struct Retry {
     attempts: u32,
     trouble: Option<(Timestamp, String)>,
-    next: Option<Timestamp>,
+    next: Option<(Instant, Timestamp)>,
 }
 
 impl Retry {
@@ -24,7 +25,7 @@ impl Retry {
         self.attempts += 1;
         let since = self.trouble.as_ref().map_or(now, |(since, _)| *since);
         self.trouble = Some((since, why));
-        self.next = SignedDuration::try_from(pause).ok().map(|p| now + p);
+        self.next = SignedDuration::try_from(pause).ok().map(|p| (Instant::now() + pause, now + p));
         pause
     }
 
@@ -40,15 +41,15 @@ impl Retry {
         *self = Self::default();
     }
 
-    /// Whether the next try is still to be waited for.
-    pub fn holds(&self, now: Timestamp) -> bool {
-        self.next.is_some_and(|next| now < next)
+    /// Whether the next try is still to be waited for; a wall clock that is set does not matter.
+    pub fn holds(&self) -> bool {
+        self.next.is_some_and(|(next, _)| Instant::now() < next)
     }
 
     /// For the operator.
     pub fn trouble(&self, host: &HostName) -> Option<Trouble> {
         let (since, why) = self.trouble.clone()?;
-        Some(Trouble { host: host.clone(), why, since, next_try: self.next })
+        Some(Trouble { host: host.clone(), why, since, next_try: self.next.map(|(_, at)| at) })
     }
 
     /// What is wrong, if anything.

@@ -63,6 +63,9 @@ pub struct PushOrder {
     pub endpoint: Option<Endpoint>,
     /// The guest is off: no fleecing.
     pub last: bool,
+    /// Everything is to move: what the NAS holds may not be what the node's record of changes begins with.
+    #[serde(default)]
+    pub full: bool,
 }
 
 /// An order to move the guest back onto the NAS while it runs.

@@ -19,11 +19,11 @@ pub fn lag_seconds(m: &Mapping, now: Timestamp) -> Option<u64> {
     behind_since(m).map(|t| u64::try_from(now.duration_since(t).as_secs()).unwrap_or(0))
 }
 
-/// When the next write-back is due; `None` when none will be.
-pub fn next_due(m: &Mapping, frequency: Interval) -> Option<Timestamp> {
+/// When the next write-back is due; `None` when none will be. A clock that was set back makes it due at once.
+pub fn next_due(m: &Mapping, frequency: Interval, now: Timestamp) -> Option<Timestamp> {
     let since = behind_since(m)?;
-    if m.sync_now {
-        return Some(since);
+    if m.sync_now || since > now {
+        return Some(now);
     }
     SignedDuration::try_from(frequency.duration()).ok().and_then(|d| since.checked_add(d).ok())
 }

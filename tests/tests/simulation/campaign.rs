@@ -97,7 +97,9 @@ pub fn campaign() -> Tally {
         tally.held = tally.held.max(clean.held);
         tally.runs += 1;
         if clean.wrong.is_empty() {
-            plans.extend(singles(&clean));
+            if number("IMG_STORAGE_SIM_SINGLES", 1) > 0 {
+                plans.extend(singles(&clean));
+            }
             let random = number("IMG_STORAGE_SIM_RANDOM", 60) as u64;
             plans.extend((0..random).map(|n| Plan {
                 scenario: (*name).to_owned(),

@@ -12,49 +12,45 @@ use std::{
 };
 use tokio::{task::JoinHandle, time::sleep};
 
+/// What a guest is told.
+#[derive(Default)]
+struct Mood {
+    stop: AtomicBool,
+    idle: AtomicBool,
+    calm: AtomicU64,
+}
+
 /// A running guest. It writes fast for a while after each [`Guest::excite`], and slowly later.
 pub struct Guest {
     world: World,
     node: HostName,
     volume: VolumeId,
-    stop: Arc<AtomicBool>,
-    calm: Arc<AtomicU64>,
-    failed: Arc<AtomicU64>,
+    mood: Arc<Mood>,
     task: JoinHandle<()>,
 }
 
 impl Guest {
     /// Starts it on a node.
     pub fn start(world: &World, node: &HostName, volume: VolumeId, blocks: usize, seed: u64) -> Self {
-        let (stop, calm) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
-        let failed = Arc::new(AtomicU64::new(0));
-        let work = live(
-            world.clone(),
-            node.clone(),
-            volume,
-            blocks,
-            StdRng::seed_from_u64(seed),
-            Arc::clone(&stop),
-            Arc::clone(&calm),
-            Arc::clone(&failed),
-        );
+        let mood = Arc::new(Mood::default());
+        let work = live(world.clone(), node.clone(), volume, blocks, StdRng::seed_from_u64(seed), Arc::clone(&mood));
         let task = tokio::spawn(work);
-        Guest { world: world.clone(), node: node.clone(), volume, stop, calm, failed, task }
+        Guest { world: world.clone(), node: node.clone(), volume, mood, task }
+    }
+
+    /// From now on it only keeps its device, or works again.
+    pub fn idle(&self, idle: bool) {
+        self.mood.idle.store(idle, Ordering::Relaxed);
     }
 
     /// Something is about to happen.
     pub fn excite(&self) {
-        self.calm.store(0, Ordering::Relaxed);
-    }
-
-    /// How many of its requests failed.
-    pub fn failed(&self) -> u64 {
-        self.failed.load(Ordering::Relaxed)
+        self.mood.calm.store(0, Ordering::Relaxed);
     }
 
     /// Shuts it down: it ends what it is doing and lets go of its device.
     pub async fn stop(mut self) {
-        self.stop.store(true, Ordering::Relaxed);
+        self.mood.stop.store(true, Ordering::Relaxed);
         let _ = (&mut self.task).await;
         self.world.guest_disconnect(&self.node, self.volume);
         self.world.note(format!("the guest on {} is off", self.node));
@@ -67,19 +63,9 @@ impl Drop for Guest {
     }
 }
 
-#[allow(clippy::too_many_arguments, reason = "the parts of one guest")]
-async fn live(
-    world: World,
-    node: HostName,
-    volume: VolumeId,
-    blocks: usize,
-    mut random: StdRng,
-    stop: Arc<AtomicBool>,
-    calm: Arc<AtomicU64>,
-    failed: Arc<AtomicU64>,
-) {
+async fn live(world: World, node: HostName, volume: VolumeId, blocks: usize, mut random: StdRng, mood: Arc<Mood>) {
     let mut connected = None;
-    while !stop.load(Ordering::Relaxed) {
+    while !mood.stop.load(Ordering::Relaxed) {
         if connected.is_none() {
             connected = world.guest_connect(&node, volume);
             if connected.is_none() {
@@ -87,19 +73,20 @@ async fn live(
                 continue;
             }
         }
+        if mood.idle.load(Ordering::Relaxed) {
+            sleep(Duration::from_millis(20)).await;
+            continue;
+        }
         let block = random.random_range(0..blocks);
         let result = if random.random_bool(0.8) {
             world.guest_write(&node, volume, block).await
         } else {
             world.guest_read(&node, volume, block).await
         };
-        if let Err(why) = result {
-            failed.fetch_add(1, Ordering::Relaxed);
-            if why == GuestError::Gone {
-                connected = None;
-            }
+        if result == Err(GuestError::Gone) {
+            connected = None;
         }
-        let calm = calm.fetch_add(1, Ordering::Relaxed);
+        let calm = mood.calm.fetch_add(1, Ordering::Relaxed);
         sleep(Duration::from_micros(random.random_range(2000..8000) + (calm * 100).min(400_000))).await;
     }
 }

@@ -6,7 +6,8 @@
 //! same plan gives the same trace.
 //!
 //! `IMG_STORAGE_SIM=SCENARIO:EFFECT:FAULT[:SEED]` repeats one run with its trace; `IMG_STORAGE_SIM_ONLY` picks a scenario,
-//! `IMG_STORAGE_SIM_SEED` another seed, `IMG_STORAGE_SIM_RANDOM` the number of random runs per scenario.
+//! `IMG_STORAGE_SIM_SEED` another seed, `IMG_STORAGE_SIM_RANDOM` the number of random runs per scenario; with
+//! `IMG_STORAGE_SIM_SINGLES=0` there are only those.
 
 mod campaign;
 mod guest;

@@ -1,10 +1,13 @@
 //! What an operator does with one volume, and what must hold after each thing that was answered.
 
-use super::{guest::Guest, site::Site};
+use super::{
+    guest::Guest,
+    site::{Site, host},
+};
 use img_storage_model::{
     HostName, Size, VolumeId, VolumeName,
     api::{Answer, Phase, Request, VolumeView},
-    messages::DeviceKind,
+    messages::{DeviceKind, Endpoint},
 };
 use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
 use tokio::time::sleep;
@@ -20,7 +23,10 @@ pub const SCENARIOS: &[(&str, Play)] = &[
     ("restart", |a| Box::pin(restart(a))),
     ("resize", |a| Box::pin(resize(a))),
     ("turn", |a| Box::pin(turn(a))),
+    ("waver", |a| Box::pin(waver(a))),
     ("force", |a| Box::pin(force(a))),
+    ("read", |a| Box::pin(read(a))),
+    ("import", |a| Box::pin(remote(a))),
 ];
 
 /// Plays one.
@@ -29,7 +35,7 @@ pub const SCENARIOS: &[(&str, Play)] = &[
 /// What did not come about, or came about wrongly.
 pub async fn play(site: &Arc<Site>, name: &str, seed: u64) -> Result<(), String> {
     let (_, play) = SCENARIOS.iter().find(|(n, _)| *n == name).ok_or_else(|| format!("there is no scenario {name}"))?;
-    let volume = create(site).await?;
+    let volume = if name == "import" { import(site).await? } else { create(site).await? };
     let mut act = Act { site: Arc::clone(site), volume, guest: None, bytes: SIZE, seed };
     play(&mut act).await?;
     act.guest = None;
@@ -71,7 +77,86 @@ async fn create(site: &Arc<Site>) -> Result<VolumeId, String> {
     Err("it could not be created".to_owned())
 }
 
+/// A new volume, filled by a front end. One that breaks on the way is given up and made again.
+async fn import(site: &Arc<Site>) -> Result<VolumeId, String> {
+    let name = VolumeName::new("vol1").map_err(|f| f.to_string())?;
+    let size = Size::exact(SIZE).map_err(|f| f.to_string())?;
+    for _ in 0..100 {
+        match site.ask(Request::Create { pool: None, name: name.clone(), size, import: true }).await {
+            Ok(Answer::Served { volume, endpoint }) => {
+                let complete = fill(site, volume.id, &endpoint).await;
+                let done = site.ask(Request::Imported { volume: volume.id, complete }).await;
+                if complete && done.is_ok() {
+                    site.world.imported(volume.id);
+                    return Ok(volume.id);
+                }
+                site.world.note(format!("the import came to nothing: {complete} {done:?}"));
+            }
+            Ok(other) => return Err(format!("create was answered {other:?}")),
+            Err(fault) => site.world.note(format!("refused: {fault}")),
+        }
+        sleep(Duration::from_secs(2)).await;
+        let Ok(Answer::Volumes { volumes }) = site.ask(Request::Find { selector: None }).await else { continue };
+        for volume in volumes.iter().filter(|v| v.name == name && v.phase != Phase::Deleting) {
+            site.world.note("an import that is left over goes".to_owned());
+            let request = match volume.phase {
+                Phase::Importing => Request::Imported { volume: volume.id, complete: false },
+                _ => Request::Delete { volume: volume.id },
+            };
+            let _ = site.ask(request).await;
+        }
+    }
+    Err("it could not be imported".to_owned())
+}
+
+async fn fill(site: &Site, volume: VolumeId, endpoint: &Endpoint) -> bool {
+    for block in 0..usize::try_from(SIZE / Size::GRAIN).unwrap_or(0) {
+        if let Err(why) = site.world.fill(&host("front"), endpoint, volume, block) {
+            site.world.note(format!("the import broke: {why}"));
+            return false;
+        }
+        sleep(Duration::from_millis(5)).await;
+    }
+    true
+}
+
 impl Act {
+    /// Reads the whole volume through a front end, slowly: what it gets is a point in time.
+    async fn export(&self) -> Result<(), String> {
+        let mut last = String::new();
+        'again: for _ in 0..100 {
+            let served = match self.site.ask(Request::Read { volume: self.volume }).await {
+                Ok(Answer::Served { endpoint, .. }) => Ok(endpoint),
+                Ok(other) => return Err(format!("read was answered {other:?}")),
+                Err(fault) => Err(fault.to_string()),
+            };
+            let mut copy = Vec::new();
+            match served {
+                Ok(endpoint) => {
+                    for block in 0..usize::try_from(self.bytes / Size::GRAIN).unwrap_or(0) {
+                        sleep(Duration::from_millis(30)).await;
+                        match self.site.world.read(&host("front"), &endpoint, block) {
+                            Ok(version) => copy.push(version),
+                            Err(why) => {
+                                last = why;
+                                let _ = self.site.ask(Request::ReadDone { volume: self.volume }).await;
+                                sleep(Duration::from_secs(2)).await;
+                                continue 'again;
+                            }
+                        }
+                    }
+                    let _ = self.site.ask(Request::ReadDone { volume: self.volume }).await;
+                    let whole = self.site.world.check_read(self.volume, &copy);
+                    return whole.map_err(|why| format!("what was exported is no point in time: {why}"));
+                }
+                Err(why) => last = why,
+            }
+            self.site.world.note(format!("refused: {last}"));
+            sleep(Duration::from_secs(2)).await;
+        }
+        Err(format!("it cannot be read: {last}"))
+    }
+
     fn node(&self, n: usize) -> HostName {
         self.site.nodes[n].clone()
     }
@@ -126,7 +211,11 @@ impl Act {
             let before = self.site.world.newest(self.volume, blocks);
             match self.site.ask(Request::Sync { volume: self.volume }).await {
                 Ok(_) => {
-                    return self.site.world.check_holds(self.volume, &before).map_err(|why| format!("sync was answered, but {why}"));
+                    return self
+                        .site
+                        .world
+                        .check_holds(self.volume, &before)
+                        .map_err(|why| format!("sync was answered, but {why}"));
                 }
                 Err(fault) => self.site.world.note(format!("refused: {fault}")),
             }
@@ -224,7 +313,8 @@ async fn back(act: &mut Act) -> Result<(), String> {
     act.guest_works(200).await;
     act.bring_back().await?;
     act.is(Phase::Remote).await?;
-    act.guest_works(1500).await;
+    // What came back is folded into the volume meanwhile.
+    act.guest_works(4000).await;
     act.unmap(false).await
 }
 
@@ -315,5 +405,49 @@ async fn force(act: &mut Act) -> Result<(), String> {
     act.map(0, false).await?;
     act.is(Phase::Remote).await?;
     act.guest_works(100).await;
+    act.unmap(false).await
+}
+
+/// Exported to a file while the guest works on its local copy and a write-back is asked for; and once more when it is home.
+async fn read(act: &mut Act) -> Result<(), String> {
+    act.map(0, true).await?;
+    act.is(Phase::Local).await?;
+    act.guest_works(200).await;
+    let (exported, synced) = tokio::join!(act.export(), async {
+        sleep(Duration::from_millis(100)).await;
+        act.sync().await
+    });
+    exported.and(synced)?;
+    act.guest_works(100).await;
+    act.unmap(false).await?;
+    act.export().await
+}
+
+/// Asked back and forth while nothing is written: what is taken up again must be what was left.
+async fn waver(act: &mut Act) -> Result<(), String> {
+    act.map(0, true).await?;
+    act.is(Phase::Local).await?;
+    act.guest_works(200).await;
+    if let Some(guest) = &act.guest {
+        guest.idle(true);
+    }
+    let mut asked = tokio::task::JoinSet::new();
+    for millis in [30, 150, 215, 225, 240] {
+        let back = Request::BringBack { volume: act.volume };
+        let again = Request::Map { volume: act.volume, node: act.node(0), sync: true, device: DeviceKind::Nbd };
+        for (request, pause) in [(back, millis), (again, 30)] {
+            let site = Arc::clone(&act.site);
+            asked.spawn(async move { site.ask(request).await.map(drop) });
+            sleep(Duration::from_millis(pause)).await;
+        }
+    }
+    // Whatever order they arrived in, each is answered, and then none comes any more.
+    while asked.join_next().await.is_some() {}
+    act.bring_back().await?;
+    if let Some(guest) = &act.guest {
+        guest.idle(false);
+    }
+    act.is(Phase::Remote).await?;
+    act.guest_works(300).await;
     act.unmap(false).await
 }

@@ -135,7 +135,8 @@ fn tap(mail: Arc<Mail>, world: World) -> img_storage_daemon::bus::Tap {
                     text
                 }
             };
-            let mishap = if delays.len() == 1 && delays[0] <= POSTAGE * 10 { String::new() } else { format!(" MISHAP {delays:?}") };
+            let mishap =
+                if delays.len() == 1 && delays[0] <= POSTAGE * 10 { String::new() } else { format!(" MISHAP {delays:?}") };
             world.note(format!("m{number} {}→{} {text}{mishap}", message.from, message.to));
         }
         delays
@@ -210,6 +211,7 @@ impl Site {
         let journal = Journal::open(&self.dir.join(format!("{name}.journal.db")))?;
         let running = if *name == self.nas {
             let config = nas::Config {
+                boot: "b".to_owned(),
                 frontend: host("front"),
                 address: name.to_string(),
                 frequency: Interval::seconds(60)?,

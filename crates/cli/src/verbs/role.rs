@@ -9,7 +9,7 @@ use std::{future::Future, io::IsTerminal, path::PathBuf};
 /// Flags of a single role.
 #[derive(Debug, Args)]
 pub struct Role {
-    /// This host's name on the bus [default: the machine's]
+    /// This host's name on the bus [default: the configuration's, else frontend, nas-0-0 or compute-0-0]
     #[arg(long, value_name = "HOST")]
     name: Option<HostName>,
     /// The socket of the bus that the front end serves [default: DIR/bus.sock]

@@ -166,7 +166,7 @@ async fn stay(
             Ok(false) => tracing::warn!("the bus at {} went away", path.display()),
             Err(why) => tracing::warn!("the bus at {} broke: {why}", path.display()),
         }
-        stream = loop {
+        let again = loop {
             match connect(&path, &name).await {
                 Ok(stream) => break stream,
                 Err(fault) => {
@@ -175,5 +175,8 @@ async fn stay(
                 }
             }
         };
+        stream = again;
+        // What was meant for the bus while it was away is old news by now.
+        while to_send.try_recv().is_ok() {}
     }
 }

@@ -141,6 +141,8 @@ impl Desk {
     /// [`img_storage_model::FaultKind::Unfinished`] at the deadline, and then it goes on.
     pub async fn ask(&self, nas: &HostName, id: RequestId, request: Request, deadline: Duration) -> Result<Answer, Fault> {
         let until = Instant::now() + deadline;
+        // Declared before the receiver, and so dropped after it.
+        let _asker = Asker { desk: self, id };
         let (sender, mut answer) = oneshot::channel();
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner).entry(id).or_default().push(sender);
         loop {
@@ -167,47 +169,65 @@ impl Desk {
     /// # Errors
     /// [`img_storage_model::FaultKind::Unreachable`] when no NAS answers.
     pub async fn volumes(&self, selector: Option<&Selector>) -> Result<Vec<VolumeView>, Fault> {
-        let nases = self.nases();
+        let (volumes, silent) = self.gather(selector).await?;
+        match silent.into_iter().next() {
+            Some((_, fault)) if volumes.is_empty() => Err(fault),
+            Some((nas, fault)) => {
+                tracing::warn!("the volumes of {nas} are missing from a list: {fault}");
+                Ok(volumes)
+            }
+            None => Ok(volumes),
+        }
+    }
+
+    /// Asks every NAS that the selector can mean: its volumes, and those that did not answer.
+    async fn gather(&self, selector: Option<&Selector>) -> Result<(Vec<VolumeView>, Vec<(HostName, Fault)>), Fault> {
+        let mut nases = self.nases();
         if nases.is_empty() {
             return Err(
                 Fault::unreachable("no NAS is connected").next("start one: img-storage nas, or img-storage up for everything")
             );
         }
+        if let Some(meant) = selector.and_then(|s| s.nas.as_ref()) {
+            nases.retain(|nas| nas == meant);
+        }
         let mut asked = JoinSet::new();
-        let count = nases.len();
         for nas in nases {
             let (Some(desk), selector) = (self.me.upgrade(), selector.cloned()) else { break };
-            asked.spawn(async move { desk.ask(&nas, desk.id(), Request::Find { selector }, LIST_WITHIN).await });
+            asked.spawn(async move {
+                let answer = desk.ask(&nas, desk.id(), Request::Find { selector }, LIST_WITHIN).await;
+                (nas, answer)
+            });
         }
-        let (mut volumes, mut faults) = (Vec::new(), Vec::new());
+        let (mut volumes, mut silent) = (Vec::new(), Vec::new());
         while let Some(answer) = asked.join_next().await {
             match answer {
-                Ok(Ok(Answer::Volumes { volumes: some })) => volumes.extend(some),
-                Ok(Ok(_)) => faults.push(Fault::failed("a NAS gave an answer to another question")),
-                Ok(Err(fault)) => faults.push(fault),
-                Err(why) => faults.push(Fault::failed(why.to_string())),
+                Ok((_, Ok(Answer::Volumes { volumes: some }))) => volumes.extend(some),
+                Ok((nas, Ok(_))) => silent.push((nas, Fault::failed("a NAS gave an answer to another question"))),
+                Ok((nas, Err(fault))) => silent.push((nas, fault)),
+                Err(why) => return Err(Fault::failed(why.to_string())),
             }
-        }
-        if faults.len() == count {
-            return Err(faults.swap_remove(0));
-        }
-        for fault in faults {
-            tracing::warn!("volumes are missing from a list: {fault}");
         }
         volumes.sort_by(|a: &VolumeView, b| (&a.nas, &a.pool, &a.name).cmp(&(&b.nas, &b.pool, &b.name)));
         for volume in &mut volumes {
             self.transfers.overlay(volume);
         }
-        Ok(volumes)
+        Ok((volumes, silent))
     }
 
     /// The one volume that matches.
     ///
     /// # Errors
     /// [`img_storage_model::FaultKind::NotFound`] (with the reason, when its import failed just now), or
-    /// [`img_storage_model::FaultKind::Invalid`] naming the candidates when several match.
+    /// [`img_storage_model::FaultKind::Invalid`] naming the candidates when several match;
+    /// [`img_storage_model::FaultKind::Unreachable`] when a NAS that may have it is silent.
     pub async fn one(&self, selector: &Selector) -> Result<VolumeView, Fault> {
-        let mut found = self.volumes(Some(selector)).await?;
+        let (mut found, silent) = self.gather(Some(selector)).await?;
+        // A NAS that is silent may have the one that is meant: another of the same name must not be taken for it.
+        if let Some((nas, fault)) = silent.into_iter().next() {
+            return Err(Fault::unreachable(format!("whether {selector} is a volume of {nas} cannot be told: {}", fault.message))
+                .next(format!("start the daemon of {nas}, or name the NAS: NAS:POOL/NAME")));
+        }
         match found.len() {
             1 => Ok(found.swap_remove(0)),
             0 => match self.transfers.failed_import(selector) {
@@ -276,5 +296,23 @@ impl Desk {
             }
         });
         std::iter::once(me).chain(others).collect()
+    }
+}
+
+/// Somebody who waits for an answer; takes its place away when it does not any more.
+struct Asker<'a> {
+    desk: &'a Desk,
+    id: RequestId,
+}
+
+impl Drop for Asker<'_> {
+    fn drop(&mut self) {
+        let mut waiting = self.desk.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(askers) = waiting.get_mut(&self.id) {
+            askers.retain(|asker| !asker.is_closed());
+            if askers.is_empty() {
+                waiting.remove(&self.id);
+            }
+        }
     }
 }

@@ -108,7 +108,8 @@ impl Transfers {
     pub(super) fn failed_import(&self, selector: &Selector) -> Option<Fault> {
         let all = self.all();
         let failed = all.values().filter(|t| t.import && selector.matches(&t.name.0, &t.name.1, &t.name.2));
-        failed.max_by_key(|t| t.ended).and_then(|t| t.view.finished.clone()?.err())
+        let fault = failed.max_by_key(|t| t.ended).and_then(|t| t.view.finished.clone()?.err())?;
+        Some(Fault { kind: FaultKind::NotFound, ..fault })
     }
 }
 
@@ -174,16 +175,19 @@ impl Desk {
             let served = Served { endpoint, certificates: desk.credentials.clone() };
             let filled = image::import(&source, image.format, &served, MOVED_WITHIN, progress).await;
             let complete = filled.is_ok();
+            let failed = filled.map_err(|why| {
+                Fault::failed(format!("{} could not be filled from {}: {why}", volume.full_name(), source.display()))
+                    .next("nothing is left of it on the NAS; mend the cause and create it again")
+            });
+            if failed.is_err() {
+                // Before the volume goes: who asks for it from then on is told why it is not there.
+                desk.transfers.end(id, failed.clone());
+            }
             let told = desk.ask(&nas, desk.id(), Request::Imported { volume: volume.id, complete }, NAS_WITHIN).await;
-            let how = match (filled, told) {
+            let how = match (failed, told) {
                 (Ok(()), told) => told.map(drop),
-                (Err(why), Ok(_)) => {
-                    Err(Fault::failed(format!("{} could not be filled from {}: {why}", volume.full_name(), source.display()))
-                        .next("nothing is left of it on the NAS; mend the cause and create it again"))
-                }
-                (Err(why), Err(fault)) => {
-                    Err(Fault::failed(format!("{} could not be filled: {why}; and {fault}", volume.full_name())))
-                }
+                (Err(why), Ok(_)) => Err(why),
+                (Err(why), Err(fault)) => Err(Fault::failed(format!("{}; and {fault}", why.message))),
             };
             if let Err(fault) = &how {
                 tracing::warn!("{fault}");
@@ -213,7 +217,12 @@ impl Desk {
             return Err(Fault::refused(format!("{} exists already", file.display())).next("choose another name or remove it"));
         }
         let request = Request::Read { volume: volume.id };
-        let Answer::Served { volume, endpoint } = self.ask(&volume.nas, self.id(), request, NAS_WITHIN).await? else {
+        let served = self.ask(&volume.nas, self.id(), request, NAS_WITHIN).await;
+        if let Err(Fault { kind: FaultKind::Unfinished | FaultKind::Unreachable, .. }) = &served {
+            // It may have been served all the same, and nobody would read it.
+            let _ = self.ask(&volume.nas, self.id(), Request::ReadDone { volume: volume.id }, NAS_WITHIN).await;
+        }
+        let Answer::Served { volume, endpoint } = served? else {
             return Err(Fault::failed(format!("{} gave an answer to another question", volume.nas)));
         };
         let id = TransferId(self.id().0);

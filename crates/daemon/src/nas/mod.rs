@@ -20,7 +20,7 @@ use img_storage_model::{
     Fault, HostName, Interval, RequestId, VolumeId,
     api::VolumeView,
     messages::{Body, Envelope, Hello, Holder, Report, Role, VERSION},
-    nas::{Stage, VolumeRecord},
+    nas::{Authority, Stage, VolumeRecord},
 };
 use jiff::Timestamp;
 use peers::Peers;
@@ -50,6 +50,18 @@ pub struct Config {
     pub frequency: Interval,
     /// The longest a step may take before it is given up and looked at again.
     pub step_deadline: Duration,
+    /// Identity of the machine's boot.
+    pub boot: String,
+}
+
+/// The machine was rebooted: writes that no flush followed may be gone, and a guest's local copy may have them.
+fn rebooted(record: &mut VolumeRecord, store: &NasStore) -> Result<(), Fault> {
+    let Some(mapping) = &mut record.mapping else { return Ok(()) };
+    if mapping.authority != Authority::Node && !mapping.base_unsure {
+        mapping.base_unsure = true;
+        store.put(record)?;
+    }
+    Ok(())
 }
 
 /// What is shown of a volume.
@@ -66,6 +78,8 @@ pub(crate) struct Shown {
     pub home_at: Option<Timestamp>,
     /// A failed intent, for who waits for it.
     pub failed: Option<Fault>,
+    /// Why the volume could not be served to a reader.
+    pub unread: Option<Fault>,
 }
 
 /// A node's word on who uses a device.
@@ -92,7 +106,7 @@ pub struct Nas {
     started: Timestamp,
     frontend_away: AtomicBool,
     entries: Mutex<BTreeMap<VolumeId, Entry>>,
-    queries: Mutex<BTreeMap<RequestId, oneshot::Sender<Told>>>,
+    queries: Mutex<BTreeMap<RequestId, (HostName, oneshot::Sender<Told>)>>,
     answering: Mutex<BTreeSet<RequestId>>,
 }
 
@@ -110,7 +124,12 @@ impl Nas {
         clock: Clock,
         ids: Ids,
     ) -> Result<Running, Fault> {
-        let records = store.volumes()?;
+        let mut records = store.volumes()?;
+        if store.booted(&config.boot)? {
+            for record in &mut records {
+                rebooted(record, &store)?;
+            }
+        }
         let tasks = Tasks::default();
         let started = clock.now();
         let nas = Arc::new(Nas {
@@ -130,7 +149,7 @@ impl Nas {
             answering: Mutex::default(),
         });
         for record in records {
-            let rests = record.stage == Stage::Ready && record.mapping.is_none();
+            let rests = record.stage == Stage::Ready && record.mapping.is_none() && !record.lent;
             let id = record.id;
             nas.enter(record);
             if !rests {
@@ -186,7 +205,7 @@ impl Nas {
             self.frontend_away.store(true, Ordering::Relaxed);
         }
         if let Body::WhoUses { query, .. } = &message.body {
-            self.told(*query, Err(format!("{} is not connected", message.to)));
+            self.told(&message.to, *query, Err(format!("{} is not connected", message.to)));
         }
     }
 
@@ -199,11 +218,11 @@ impl Nas {
                     self.hello(&from, false);
                 }
                 if restarted {
-                    self.tell_those_of(&from, hello.role);
+                    self.tell_those_of(&from, hello.role, hello.started);
                 }
             }
             Body::Report(report) => self.report(&from, *report),
-            Body::Users { query, holders } => self.told(query, holders),
+            Body::Users { query, holders } => self.told(&from, query, holders),
             // A node may ask only for what concerns itself, and there is nothing of that among the requests.
             Body::Request { id, .. } if from != self.config.frontend => {
                 tracing::warn!(%from, "a request from somebody who is not the front end was refused");
@@ -229,11 +248,11 @@ impl Nas {
     }
 
     /// A host came (back): its volumes' actors look again.
-    fn tell_those_of(self: &Arc<Self>, host: &HostName, role: Role) {
+    fn tell_those_of(self: &Arc<Self>, host: &HostName, role: Role, started: Timestamp) {
         let concerned: Vec<VolumeId> = self.entries().iter().filter(|(_, e)| e.asleep.is_none()).map(|(id, _)| *id).collect();
         for id in concerned {
             if let Some((mailbox, _)) = self.wake(id) {
-                let _ = mailbox.send(volume::Mail::Restarted { host: host.clone(), role });
+                let _ = mailbox.send(volume::Mail::Restarted { host: host.clone(), role, started });
             }
         }
     }
@@ -247,9 +266,12 @@ impl Nas {
         }
     }
 
-    fn told(&self, query: RequestId, holders: Told) {
-        let waiting = self.queries.lock().unwrap_or_else(PoisonError::into_inner).remove(&query);
-        if let Some(waiting) = waiting {
+    fn told(&self, by: &HostName, query: RequestId, holders: Told) {
+        let mut queries = self.queries.lock().unwrap_or_else(PoisonError::into_inner);
+        if queries.get(&query).is_none_or(|(asked, _)| asked != by) {
+            return;
+        }
+        if let Some((_, waiting)) = queries.remove(&query) {
             // Who asked may have given up.
             let _ = waiting.send(holders);
         }

@@ -59,6 +59,11 @@ impl Peers {
         known.get(host).filter(|p| !p.away && now.duration_since(p.heard).as_secs() <= seconds).map(|p| p.role)
     }
 
+    /// When a host's process began, as it last said.
+    pub fn session(&self, host: &HostName) -> Option<Timestamp> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner).get(host).map(|p| p.started)
+    }
+
     /// Whether a host was heard of and is away now.
     pub fn is_away(&self, host: &HostName) -> bool {
         self.known.lock().unwrap_or_else(PoisonError::into_inner).get(host).is_some_and(|p| p.away)

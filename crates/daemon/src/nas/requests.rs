@@ -28,7 +28,7 @@ impl Nas {
         let answer = match self.store.answer(id) {
             Ok(Some(given)) => given,
             Ok(None) => {
-                let remember = !matches!(request, Request::Find { .. } | Request::History { .. } | Request::Read { .. });
+                let remember = !matches!(request, Request::Find { .. } | Request::History { .. });
                 let answer = self.answer(&from, id, request).await.map(Box::new);
                 if remember && let Err(fault) = self.store.remember(id, &answer, self.clock.now()) {
                     tracing::warn!("{fault}");
@@ -71,7 +71,19 @@ impl Nas {
             }
             Request::BringBack { volume } => {
                 let watch = self.intend(volume, id, Intent::BringBack).await?;
-                settled(watch, volume, |s| s.view.phase == Phase::Remote && s.behind_since.is_none()).await
+                let epoch = watch.borrow().view.epoch;
+                // Somebody may want otherwise before it is there: then it never will be.
+                let given_up = move |v: &VolumeView| {
+                    v.sync || v.epoch != epoch || matches!(v.phase, Phase::Unmapped | Phase::Returning | Phase::Deleting)
+                };
+                let there = |s: &Shown| s.view.phase == Phase::Remote && s.behind_since.is_none();
+                match settled(watch, volume, move |s| there(s) || given_up(&s.view)).await? {
+                    Answer::Volume { volume } if given_up(&volume) => {
+                        let name = format!("volume {}/{}", volume.pool, volume.name);
+                        Err(Fault::refused(format!("{name} was not brought back: something else was asked for meanwhile")))
+                    }
+                    answer => Ok(answer),
+                }
             }
         }
     }
@@ -130,7 +142,7 @@ impl Nas {
                 let now = self.clock.now();
                 let stage = if import {
                     let port = self.host.free_port().map_err(|e| Fault::failed(e.to_string()))?;
-                    Stage::Importing { peer: from.clone(), port, complete: false }
+                    Stage::Importing { peer: from.clone(), session: self.peers.session(from), port, complete: false }
                 } else {
                     Stage::Creating
                 };
@@ -145,6 +157,7 @@ impl Nas {
                     stage,
                     epoch,
                     asked: Some(id),
+                    lent: false,
                     assign: None,
                     mapping: None,
                 };
@@ -247,7 +260,7 @@ impl Nas {
         let name = format!("volume {}/{}", view.pool, view.name);
         let query = RequestId(self.ids.fresh(self.clock.now()));
         let (reply, told) = oneshot::channel();
-        self.queries.lock().unwrap_or_else(std::sync::PoisonError::into_inner).insert(query, reply);
+        self.queries.lock().unwrap_or_else(std::sync::PoisonError::into_inner).insert(query, (node.clone(), reply));
         self.post.send(node, Body::WhoUses { volume, query });
         let told = timeout(NODE_ANSWERS_WITHIN, told).await;
         self.queries.lock().unwrap_or_else(std::sync::PoisonError::into_inner).remove(&query);
@@ -309,7 +322,7 @@ async fn served(mut watch: watch::Receiver<Shown>) -> Result<Answer, Fault> {
         loop {
             {
                 let shown = watch.borrow_and_update();
-                if let Some(fault) = &shown.failed {
+                if let Some(fault) = shown.failed.as_ref().or(shown.unread.as_ref()) {
                     return Err(fault.clone());
                 }
                 if let Some(endpoint) = &shown.served {

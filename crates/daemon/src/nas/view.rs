@@ -60,7 +60,15 @@ pub(super) fn show(record: &VolumeRecord, nas: &HostName, seen: &Seen<'_>) -> Sh
         mapped: mapping.map(|m| m.since),
     };
     let home_at = mapping.and_then(|m| m.accepted.as_ref()).map(|a| a.at);
-    Shown { view, behind_since: mapping.and_then(schedule::behind_since), at_rest: false, served: None, home_at, failed: None }
+    Shown {
+        view,
+        behind_since: mapping.and_then(schedule::behind_since),
+        at_rest: false,
+        served: None,
+        home_at,
+        failed: None,
+        unread: None,
+    }
 }
 
 fn phase(record: &VolumeRecord, report: Option<&Report>) -> Phase {

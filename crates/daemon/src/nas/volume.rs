@@ -33,15 +33,16 @@ const LOOK_EVERY: Duration = Duration::from_secs(3);
 const RESEND_EVERY: Duration = Duration::from_secs(3);
 /// A node that has not said anything about its volume for so long is sent the assignment again, to which it answers.
 const SILENCE: Duration = Duration::from_secs(15);
-/// Steps that move bulk data may take this many times the ordinary deadline.
-const BULK: u32 = 60;
+/// Steps that move bulk data may take as long as this many bytes per second take for the whole volume, and the ordinary
+/// deadline besides.
+const SLOWEST: u64 = 5 << 20;
 
 /// What an actor gets.
 pub(crate) enum Mail {
     /// From the node.
     Report { from: HostName, report: Box<Report> },
     /// A host came (back).
-    Restarted { host: HostName, role: Role },
+    Restarted { host: HostName, role: Role, started: Timestamp },
     /// From an operator; answered when it is durable or refused.
     Intent { request: RequestId, intent: Box<Intent>, reply: oneshot::Sender<Result<(), Fault>> },
     /// A front end wants to read the volume.
@@ -57,8 +58,12 @@ pub(crate) struct Actor {
     shown: watch::Sender<Shown>,
     report: Option<Report>,
     reader: Option<(HostName, u16)>,
+    /// When the reader's process began.
+    lent_to: Option<Timestamp>,
     retry: Retry,
     push_retry: Retry,
+    /// Live commits that failed; unlike `retry` it is over only when one got through.
+    setback: Retry,
     waiting: Option<String>,
     allocated: Option<u64>,
     rate: Rate,
@@ -67,6 +72,7 @@ pub(crate) struct Actor {
     sent: Option<Instant>,
     heard: Option<Instant>,
     failed: Option<Fault>,
+    unread: Option<Fault>,
     at_rest: bool,
     again: Option<(NasStep, u32)>,
     over: bool,
@@ -86,8 +92,10 @@ impl Actor {
             shown,
             report: None,
             reader: None,
+            lent_to: None,
             retry: Retry::default(),
             push_retry: Retry::default(),
+            setback: Retry::default(),
             waiting: None,
             allocated: None,
             rate: Rate::default(),
@@ -96,6 +104,7 @@ impl Actor {
             sent: None,
             heard: None,
             failed: None,
+            unread: None,
             at_rest: false,
             again: None,
             over: false,
@@ -110,7 +119,7 @@ impl Actor {
             }
             self.at_rest = false;
             let facts = self.observe().await;
-            if let Err(fault) = self.assign(&facts) {
+            if let Err(fault) = self.taken_back(&facts).and_then(|()| self.assign(&facts)) {
                 self.pause(fault.to_string()).await;
                 continue;
             }
@@ -118,9 +127,12 @@ impl Actor {
                 Decision::Do(step) => {
                     self.waiting = None;
                     self.show(&facts);
-                    if self.retry.holds(self.nas.clock.now()) {
+                    if self.retry.holds() || (step == NasStep::StartCommit && self.setback.holds()) {
                         self.rest(Duration::from_millis(100)).await;
                     } else {
+                        if let (NasStep::EndCommit, Some(why)) = (&step, broken_commit(&facts)) {
+                            self.setback.failed(why, self.nas.clock.now());
+                        }
                         self.run(step).await;
                     }
                 }
@@ -172,9 +184,10 @@ impl Actor {
 
     fn plan(&self, facts: &NasFacts) -> Decision {
         let now = self.nas.clock.now();
-        let due = self.record.mapping.as_ref().and_then(|m| schedule::next_due(m, self.frequency())).is_some_and(|at| at <= now);
+        let due =
+            self.record.mapping.as_ref().and_then(|m| schedule::next_due(m, self.frequency(), now)).is_some_and(|at| at <= now);
         let context =
-            Context { report: self.report.as_ref(), due, hold_off: self.push_retry.holds(now), reader: self.reader.clone() };
+            Context { report: self.report.as_ref(), due, hold_off: self.push_retry.holds(), reader: self.reader.clone() };
         nas::plan(&self.record, facts, &context)
     }
 
@@ -185,7 +198,7 @@ impl Actor {
             return Duration::from_millis(50);
         }
         let now = self.nas.clock.now();
-        let due = self.record.mapping.as_ref().and_then(|m| schedule::next_due(m, self.frequency()));
+        let due = self.record.mapping.as_ref().and_then(|m| schedule::next_due(m, self.frequency(), now));
         let until = due.filter(|at| *at > now).and_then(|at| Duration::try_from(at.duration_since(now)).ok());
         until.map_or(LOOK_EVERY, |d| d.clamp(Duration::from_millis(20), LOOK_EVERY))
     }
@@ -213,7 +226,11 @@ impl Actor {
 
     async fn pause(&mut self, why: String) {
         let pause = self.retry.failed(why, self.nas.clock.now());
-        sleep(pause).await;
+        self.show_now();
+        let until = Instant::now() + pause;
+        while !self.over && Instant::now() < until {
+            self.rest(until.saturating_duration_since(Instant::now())).await;
+        }
     }
 
     fn deadline(&self, step: &NasStep) -> Duration {
@@ -226,7 +243,8 @@ impl Actor {
                 | NasStep::SealIncoming { .. }
                 | NasStep::CommitPending { .. }
         );
-        self.nas.config.step_deadline * if bulk { BULK } else { 1 }
+        let bytes = if bulk { self.record.size.bytes() } else { 0 };
+        self.nas.config.step_deadline + Duration::from_secs(bytes / SLOWEST)
     }
 
     async fn run(&mut self, step: NasStep) {
@@ -283,6 +301,13 @@ impl Actor {
 
     fn step_failed(&mut self, step: &NasStep, why: &str) {
         tracing::warn!(volume = %self.record.name, epoch = %self.record.epoch, "{}: {why}", verb(step));
+        if matches!(step, NasStep::StartReader { .. }) {
+            // Who wants to read it is told; the volume's own life goes on.
+            self.reader = None;
+            self.unread = Some(Fault::failed(why));
+            self.show_now();
+            return;
+        }
         self.retry.failed(why.to_owned(), self.nas.clock.now());
         if let Some(change) = nas::after_error(&self.record, step, why) {
             if change == NasChange::GiveUp {
@@ -303,13 +328,21 @@ impl Actor {
             return Ok(());
         }
         let mut next = self.record.clone();
-        let port = self.nas.host.free_port();
-        let order = || (img_storage_model::SnapshotId(self.nas.ids.fresh(now)), port.clone().unwrap_or(0));
-        next.apply(change, now, order);
+        let port = match change {
+            NasChange::Order { .. } | NasChange::NewPort => {
+                self.nas.host.free_port().map_err(|e| Fault::failed(e.to_string()))?
+            }
+            _ => 0,
+        };
+        next.apply(change, now, || (img_storage_model::SnapshotId(self.nas.ids.fresh(now)), port));
         self.nas.store.put(&next)?;
         self.note(change, now);
         self.record = next;
+        if *change == NasChange::Layer(img_storage_model::nas::NasLayer::Disk) {
+            self.setback.well();
+        }
         if *change == NasChange::Unmapped {
+            self.setback.well();
             self.report = None;
             self.retry.well();
             self.push_retry.well();
@@ -395,16 +428,18 @@ impl Actor {
     fn read(&mut self, mail: Mail) {
         match mail {
             Mail::Report { from, report } => self.reported(&from, *report),
-            Mail::Restarted { host, role } => {
+            Mail::Restarted { host, role, started } => {
                 if self.record.mapping.as_ref().is_some_and(|m| m.node == host) {
                     self.sent = None;
                     self.report = None;
                 }
-                let importer = matches!(&self.record.stage, Stage::Importing { peer, complete: false, .. } if *peer == host);
+                let importer = matches!(&self.record.stage, Stage::Importing { peer, session, complete: false, .. }
+                    if *peer == host && session.is_some_and(|session| session != started));
                 if role == Role::Frontend && importer && self.record(&NasChange::GiveUp).is_err() {
                     tracing::warn!(volume = %self.record.name, "its import was broken off, which could not be recorded");
                 }
-                if self.reader.as_ref().is_some_and(|(peer, _)| *peer == host) {
+                let reader = self.reader.as_ref().is_some_and(|(peer, _)| *peer == host);
+                if reader && self.nas.peers.session(&host) != self.lent_to {
                     self.reader = None;
                 }
             }
@@ -438,6 +473,16 @@ impl Actor {
         Ok(())
     }
 
+    /// Notes that no reader has it any more.
+    fn taken_back(&mut self, facts: &NasFacts) -> Result<(), Fault> {
+        if self.record.lent && self.reader.is_none() && facts.reader.known() == Some(&false) {
+            let next = VolumeRecord { lent: false, ..self.record.clone() };
+            self.nas.store.put(&next)?;
+            self.record = next;
+        }
+        Ok(())
+    }
+
     fn lend(&mut self, peer: HostName, port: u16) -> Result<(), Fault> {
         let name = format!("volume {}/{}", self.record.pool, self.record.name);
         if self.reader.is_some() {
@@ -450,7 +495,14 @@ impl Actor {
                     .next("unmap it, or move it to a local copy with map --sync, and export then"))
             }
             _ => {
+                // A daemon that starts again must know that there is an export to end.
+                let next = VolumeRecord { lent: true, ..self.record.clone() };
+                self.nas.store.put(&next)?;
+                self.record = next;
+                self.lent_to = self.nas.peers.session(&peer);
                 self.reader = Some((peer, port));
+                self.unread = None;
+                self.show_now();
                 Ok(())
             }
         }
@@ -535,7 +587,13 @@ impl Actor {
             retry.stuck(format!("{node} is not connected; its guests go on without it"), self.nas.clock.now());
             retry.trouble(node)
         });
-        let stuck = self.retry.trouble(host).or(reported.flatten()).or(self.push_retry.trouble(host)).or(away.flatten());
+        let stuck = self
+            .retry
+            .trouble(host)
+            .or(reported.flatten())
+            .or(self.setback.trouble(host))
+            .or(self.push_retry.trouble(host))
+            .or(away.flatten());
         let seen = Seen {
             allocated: self.allocated,
             report: self.report.as_ref(),
@@ -549,6 +607,7 @@ impl Actor {
         };
         let mut shown = view::show(&self.record, host, &seen);
         shown.failed = self.failed.clone();
+        shown.unread = self.unread.clone();
         shown.at_rest = self.at_rest;
         shown.served = facts.and_then(|f| self.served(f));
         shown
@@ -570,6 +629,14 @@ impl Actor {
             (Stage::Ready, Some((_, port))) if facts.reader.known() == Some(&true) => Some(endpoint(*port, "reader".to_owned())),
             _ => None,
         }
+    }
+}
+
+/// Why a live commit of an overlay failed or stands still.
+fn broken_commit(facts: &NasFacts) -> Option<String> {
+    match &facts.export.known()?.as_ref()?.commit.as_ref()?.state {
+        JobState::Failed(why) | JobState::Paused(why) => Some(format!("what came back cannot be folded into the volume: {why}")),
+        _ => None,
     }
 }
 

@@ -23,14 +23,19 @@ const LOOK_EVERY: Duration = Duration::from_secs(3);
 const PROGRESS_EVERY: Duration = Duration::from_millis(500);
 /// How often the NAS hears of a volume that does not change.
 const REPORT_EVERY: Duration = Duration::from_secs(10);
-/// Steps that read bulk data may take this many times the ordinary deadline.
-const BULK: u32 = 60;
+/// Steps that read bulk data may take as long as this many bytes per second take for the whole volume, and the ordinary
+/// deadline besides.
+const SLOWEST: u64 = 5 << 20;
 
 pub(crate) struct Actor {
     node: Arc<Node>,
     record: NodeRecord,
     mail: mpsc::UnboundedReceiver<Mail>,
     retry: Retry,
+    /// Jobs that failed or stand still; unlike `retry` it is over only when they got somewhere.
+    setback: Retry,
+    /// A change could not be made durable, and may be durable all the same: the row is written again before anything else.
+    unsure: bool,
     last: Option<(Report, Instant)>,
     tell: bool,
     closely: u32,
@@ -39,7 +44,18 @@ pub(crate) struct Actor {
 
 impl Actor {
     pub(super) fn new(node: Arc<Node>, record: NodeRecord, mail: mpsc::UnboundedReceiver<Mail>) -> Self {
-        Actor { node, record, mail, retry: Retry::default(), last: None, tell: true, closely: 0, again: None }
+        Actor {
+            node,
+            record,
+            mail,
+            retry: Retry::default(),
+            setback: Retry::default(),
+            unsure: false,
+            last: None,
+            tell: true,
+            closely: 0,
+            again: None,
+        }
     }
 
     /// Runs as long as the daemon.
@@ -48,24 +64,44 @@ impl Actor {
             while let Ok(mail) = self.mail.try_recv() {
                 self.read(mail);
             }
+            if self.unsure {
+                match self.node.store.put(&self.record) {
+                    Ok(()) => self.unsure = false,
+                    Err(fault) => {
+                        let pause = self.retry.failed(fault.to_string(), self.node.clock.now());
+                        if !self.rest(pause).await {
+                            return;
+                        }
+                        continue;
+                    }
+                }
+            }
             let facts = self.observe().await;
+            if phase_is_good(&self.record, &facts) {
+                self.setback.well();
+            }
             let open = match node::plan(&self.record, &facts) {
                 Decision::Do(step) => {
                     self.report(&facts);
-                    if self.retry.holds(self.node.clock.now()) {
+                    let begins_anew = matches!(
+                        step,
+                        NodeStep::ResumeCopy | NodeStep::OpenLocal | NodeStep::StartCopy | NodeStep::OpenBack { .. }
+                    );
+                    if self.retry.holds() || (begins_anew && self.setback.holds()) {
                         self.rest(Duration::from_millis(100)).await
                     } else {
+                        let takes_up = matches!(step, NodeStep::ResumeCopy | NodeStep::CancelCopy | NodeStep::CancelBack);
+                        if let Some(why) = node::setback(&facts).filter(|_| takes_up) {
+                            self.setback.failed(why.to_owned(), self.node.clock.now());
+                        }
                         self.closely = 0;
                         self.run(step).await
                     }
                 }
-                Decision::Record(change) => {
-                    if let Err(why) = self.record(change) {
-                        let pause = self.retry.failed(why, self.node.clock.now());
-                        sleep(pause).await;
-                    }
-                    true
-                }
+                Decision::Record(change) => match self.record(change) {
+                    Ok(()) => true,
+                    Err(why) => self.not_recorded(why, &facts).await,
+                },
                 Decision::Wait(_) | Decision::Rest => {
                     self.again = None;
                     self.retry.well();
@@ -83,6 +119,20 @@ impl Actor {
                 return;
             }
         }
+    }
+
+    /// A change could not be made durable. A guest that is held for it goes on as before.
+    async fn not_recorded(&mut self, why: String, facts: &NodeFacts) -> bool {
+        self.unsure = true;
+        let pause = self.retry.failed(why.clone(), self.node.clock.now());
+        if let Some(step) = node::retreat(facts) {
+            self.setback.failed(why, self.node.clock.now());
+            if !self.run(step).await {
+                return false;
+            }
+        }
+        self.report(facts);
+        self.rest(pause).await
     }
 
     async fn observe(&self) -> NodeFacts {
@@ -132,7 +182,8 @@ impl Actor {
 
     async fn run(&mut self, step: NodeStep) -> bool {
         let bulk = matches!(step, NodeStep::DigestPush { .. } | NodeStep::RemoveLocal | NodeStep::ReserveLocal);
-        let deadline = self.node.config.step_deadline * if bulk { BULK } else { 1 };
+        let bytes = if bulk { self.record.assign.size.bytes() } else { 0 };
+        let deadline = self.node.config.step_deadline + Duration::from_secs(bytes / SLOWEST);
         tracing::debug!(volume = %self.record.assign.name, epoch = %self.record.assign.epoch, ?step);
         let node = Arc::clone(&self.node);
         let mut work = Box::pin(timeout(deadline, node.host.run(self.record.volume, step.clone())));
@@ -235,6 +286,9 @@ impl Actor {
         next.assign = assign;
         match self.node.store.put(&next) {
             Ok(()) => {
+                if self.record.assign.want != next.assign.want {
+                    self.setback.well();
+                }
                 self.record = next;
                 self.retry.well();
             }
@@ -245,8 +299,13 @@ impl Actor {
     /// Tells the NAS how things are, when that is news.
     fn report(&mut self, facts: &NodeFacts) {
         let device = self.node.host.device(self.record.volume, self.record.assign.device);
-        let stuck = self.retry.why().map(str::to_owned);
-        let report = node::report(&self.record, facts, &device, stuck);
+        let stuck = self.retry.why().or(self.setback.why()).map(str::to_owned);
+        let report = match (&facts.qsd, &self.last) {
+            // What cannot be seen is no news; that it cannot be seen is.
+            (Fact::Unknown(_), None) => return,
+            (Fact::Unknown(_), Some((last, _))) => Report { stuck, ..last.clone() },
+            (Fact::Known(_), _) => node::report(&self.record, facts, &device, stuck),
+        };
         let due = match &self.last {
             None => true,
             Some((last, at)) => {
@@ -263,6 +322,13 @@ impl Actor {
             self.last = Some((report, Instant::now()));
         }
     }
+}
+
+/// Nothing is left of what went wrong with a copy or bring-back.
+fn phase_is_good(record: &NodeRecord, facts: &NodeFacts) -> bool {
+    matches!(node::phase(record, facts), NodePhase::Ready | NodePhase::Local | NodePhase::BackReady | NodePhase::Gone)
+        && node::setback(facts).is_none()
+        && facts.qsd.known().is_some()
 }
 
 fn ending(outcome: &node::PushOutcome) -> String {

@@ -16,6 +16,20 @@ create index if not exists event_volume on event (volume, at);
 
 /// Events kept per volume.
 const KEEP: i64 = 1000;
+/// Events kept in all, those of deleted volumes too.
+const KEEP_IN_ALL: i64 = 1_000_000;
+
+/// So often, in rows written, old ones are looked for.
+const TRIM_EVERY: i64 = 100;
+
+/// Removes what is too much of a volume, and what is older than anybody asks for.
+fn trim(db: &Connection, volume: VolumeId) -> rusqlite::Result<()> {
+    db.execute(
+        "delete from event where volume = ?1 and rowid not in (select rowid from event where volume = ?1 order by rowid desc limit ?2)",
+        params![volume.to_string(), KEEP],
+    )?;
+    db.execute("delete from event where rowid <= (select max(rowid) from event) - ?1", [KEEP_IN_ALL]).map(drop)
+}
 
 /// Steps and events of the volumes of one role.
 pub struct Journal(Mutex<Connection>);
@@ -34,7 +48,8 @@ impl Journal {
         let db = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let noted = db
             .prepare_cached("insert into event (volume, at, what) values (?1, ?2, ?3)")
-            .and_then(|mut q| q.execute(params![volume.to_string(), now.as_millisecond(), what]));
+            .and_then(|mut q| q.insert(params![volume.to_string(), now.as_millisecond(), what]))
+            .and_then(|row| if row % TRIM_EVERY == 0 { trim(&db, volume) } else { Ok(()) });
         if let Err(why) = noted {
             tracing::warn!("the journal could not be written: {why}");
         }
@@ -47,10 +62,7 @@ impl Journal {
     pub fn history(&self, volume: VolumeId) -> Result<Vec<Event>, Fault> {
         let db = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let all = || -> rusqlite::Result<Vec<Event>> {
-            db.execute(
-                "delete from event where volume = ?1 and rowid not in (select rowid from event where volume = ?1 order by rowid desc limit ?2)",
-                params![volume.to_string(), KEEP],
-            )?;
+            trim(&db, volume)?;
             let mut query = db.prepare_cached("select at, what from event where volume = ?1 order by rowid")?;
             let rows = query.query_map([volume.to_string()], |row| {
                 let at = Timestamp::from_millisecond(row.get(0)?).unwrap_or(Timestamp::UNIX_EPOCH);

@@ -11,6 +11,7 @@ use std::{
 
 const SCHEMA: &str = "
 create table if not exists volume (id text primary key, pool text not null, name text not null, record text not null, unique (pool, name)) strict;
+create table if not exists boot (id text not null) strict;
 create table if not exists answer (request text primary key, at integer not null, answer text not null) strict;
 create index if not exists answer_at on answer (at);
 ";
@@ -82,6 +83,23 @@ impl NasStore {
             tx.commit()
         };
         all().map_err(|e| broken("be written", e))
+    }
+
+    /// Notes the machine's boot; says whether it is another one than last time.
+    ///
+    /// # Errors
+    /// When the ledger cannot be read or written.
+    pub fn booted(&self, boot: &str) -> Result<bool, Fault> {
+        let db = self.db();
+        let last: Option<String> =
+            db.query_row("select id from boot", [], |row| row.get(0)).optional().map_err(|e| broken("be read", e))?;
+        if last.as_deref() == Some(boot) {
+            return Ok(false);
+        }
+        db.execute_batch("delete from boot")
+            .and_then(|()| db.execute("insert into boot (id) values (?1)", [boot]))
+            .map_err(|e| broken("be written", e))?;
+        Ok(last.is_some())
     }
 
     /// The answer that was given to a request, if it was.

@@ -8,7 +8,7 @@ use tokio::time::{Instant, sleep};
 
 use super::graph::{self, Graph};
 use crate::HostError;
-use crate::qmp::{Qmp, QmpError};
+use crate::qmp::{Qmp, QmpError, Version};
 use crate::qsd::{Found, Qsd};
 
 /// For one command. Some wait until requests in flight have ended, which may wait for a NAS.
@@ -40,6 +40,11 @@ impl Session {
             Found::Gone => Ok(None),
             Found::Unknown(why) => Err(HostError(why)),
         }
+    }
+
+    /// Whether a mirror can begin in the background and turn to writing on both sides later (QEMU 8.2).
+    pub(super) fn mirrors_can_change(&self) -> bool {
+        self.qmp.version() >= Version { major: 8, minor: 2, micro: 0 }
     }
 
     pub(super) async fn call(&mut self, command: &str, arguments: Value) -> Result<Value, QmpError> {
@@ -164,7 +169,7 @@ impl Session {
         }
     }
 
-    /// Ends a job that has not taken effect, whatever its state, and dismisses it.
+    /// Ends a job by force and dismisses it. For mirrors see [`Session::abandon`].
     pub(super) async fn cancel(&mut self, id: &str) -> Result<(), HostError> {
         match self.job(id).await?.map(|job| job.state) {
             None => return Ok(()),
@@ -179,6 +184,64 @@ impl Session {
             self.dismiss(id).await?;
         }
         Ok(())
+    }
+
+    /// Ends a mirror that has not taken effect, whatever its state, and dismisses it.
+    ///
+    /// A mirror that writes on both sides must not be cancelled by force while a client's write is under way: QEMU (7.2 and 10.0)
+    /// then writes into memory it has freed, and mostly dies of it. One that has caught up can be told to end without effect,
+    /// which lets writes finish; one that has not must catch up first. `by_force`: there can be no such write.
+    pub(super) async fn abandon(&mut self, id: &str, by_force: bool) -> Result<(), HostError> {
+        let end = Instant::now() + TURN;
+        loop {
+            match self.job(id).await?.map(|job| job.state) {
+                None => return Ok(()),
+                Some(JobState::Done | JobState::Failed(_)) => return Ok(self.dismiss(id).await?),
+                // Nothing is under way: the client is held.
+                Some(JobState::Pending) => return self.cancel(id).await,
+                Some(_) if by_force => return self.cancel(id).await,
+                Some(JobState::Ready) => {
+                    match self.call("block-job-cancel", json!({"device": id, "force": false})).await {
+                        // While it stands still for a moment it takes no orders.
+                        Err(error) if !error.is_refusal() => return Err(error.into()),
+                        _ => {}
+                    }
+                }
+                Some(JobState::Running) => {}
+                Some(JobState::Paused(why)) => {
+                    let hint = "it is given up when it can go on, or when no guest is connected";
+                    return Err(HostError(format!("the job {id} stands still ({why}) and cannot be cancelled: {hint}")));
+                }
+            }
+            if Instant::now() > end {
+                let hint = "it is given up when it has, or when no guest is connected";
+                return Err(HostError(format!("the job {id} has not caught up and cannot be cancelled before: {hint}")));
+            }
+            sleep(TICK).await;
+        }
+    }
+
+    /// As [`Session::abandon`] without force, for a mirror whose target has begun to answer again: it may stop on what had failed
+    /// before, and is then sent on.
+    pub(super) async fn abandon_when_it_goes_on(&mut self, id: &str) -> Result<(), HostError> {
+        let end = Instant::now() + TURN;
+        loop {
+            match self.job(id).await?.map(|job| job.state) {
+                Some(JobState::Paused(_)) if Instant::now() < end => {
+                    let resumed = self.call("block-job-resume", json!({"device": id})).await;
+                    if let Err(error) = resumed
+                        && !error.is_refusal()
+                    {
+                        return Err(error.into());
+                    }
+                    sleep(TICK * 20).await;
+                }
+                _ => match self.abandon(id, false).await {
+                    Err(_) if Instant::now() < end => sleep(TICK * 20).await,
+                    other => return other,
+                },
+            }
+        }
     }
 
     /// Tells a mirror or commit that has caught up to complete, and waits until it is pending.

@@ -1,12 +1,12 @@
 //! A volume on a node: the local file, and the block graph of the storage daemon that carries the guest's device.
 
 use super::{BLOCK, nas_state::Patch};
+use img_storage_model::Fact;
 use img_storage_model::{
     Epoch, SnapshotId,
     messages::Endpoint,
     node::{Bitmap, Incremental, Job, JobState, Layer, LocalFile, NodeFacts, QsdFacts, Snapshotting},
 };
-use img_storage_model::Fact;
 use std::collections::BTreeSet;
 use tokio::time::Instant;
 
@@ -176,7 +176,9 @@ impl NodeVolume {
     pub fn facts(&self) -> NodeFacts {
         let local = match (&self.local, self.foreign) {
             (_, true) => Fact::Unknown("a file without our mark is in the way".to_owned()),
-            (local, false) => Fact::Known(local.as_ref().map(|l| LocalFile { epoch: l.epoch, size: l.size, reserved: l.reserved })),
+            (local, false) => {
+                Fact::Known(local.as_ref().map(|l| LocalFile { epoch: l.epoch, size: l.size, reserved: l.reserved }))
+            }
         };
         NodeFacts { qsd: Fact::Known(self.qsd.as_ref().map(Qsd::facts)), local }
     }

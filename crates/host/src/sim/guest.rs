@@ -1,8 +1,9 @@
 //! What guests do: they connect to the device, write and read, and remember what they were told.
 
-use super::{World, jobs::gave_up, state::State};
+use super::{World, graph::Conn, jobs::gave_up, state::State};
 use img_storage_model::{
     HostName, VolumeId,
+    messages::Endpoint,
     node::{JobState, Layer},
 };
 use std::time::Duration;
@@ -93,6 +94,43 @@ impl World {
             }
             self.was_held(&mut held);
         }
+    }
+
+    /// A front end fills a block of a volume that is being imported. It counts once [`World::imported`] says so.
+    ///
+    /// # Errors
+    /// Where the endpoint leads to nothing.
+    pub fn fill(&self, from: &HostName, endpoint: &Endpoint, volume: VolumeId, block: usize) -> Result<(), String> {
+        self.with(|s| {
+            let target = s.nases.target(from, false, &Conn::to(endpoint))?;
+            let version = s.history(volume).issue(block);
+            s.nases.write(&target, block, version);
+            Ok(())
+        })
+    }
+
+    /// A front end was told that its import is done: what it wrote is there to stay.
+    pub fn imported(&self, volume: VolumeId) {
+        self.with(|s| s.history(volume).ack_all());
+    }
+
+    /// A front end reads a block.
+    ///
+    /// # Errors
+    /// Where the endpoint leads to nothing.
+    pub fn read(&self, from: &HostName, endpoint: &Endpoint, block: usize) -> Result<u64, String> {
+        self.with(|s| {
+            let target = s.nases.target(from, false, &Conn::to(endpoint))?;
+            s.nases.contents(&target).get(block).copied().ok_or_else(|| "there is no such block".to_owned())
+        })
+    }
+
+    /// What is wrong with a copy that a front end has read: it ought to be a point in time.
+    ///
+    /// # Errors
+    /// What does not fit together.
+    pub fn check_read(&self, volume: VolumeId, copy: &[u64]) -> Result<(), String> {
+        self.with(|s| s.history(volume).point_in_time(copy))
     }
 
     async fn wait(&self, held: &mut Option<Instant>, pivot: bool) {

@@ -57,6 +57,15 @@ impl History {
         }
     }
 
+    /// Everything that was written is done.
+    pub fn ack_all(&mut self) {
+        let event = self.event();
+        for write in self.blocks.iter_mut().flatten().filter(|w| w.acked.is_none()) {
+            write.acked = Some(event);
+            self.acked += 1;
+        }
+    }
+
     /// The newest answered version of a block; 0 when there is none.
     pub fn newest_acked(&self, block: usize) -> u64 {
         self.blocks.get(block).and_then(|w| w.iter().rev().find(|w| w.acked.is_some())).map_or(0, |w| w.version)

@@ -18,6 +18,7 @@ mod guest;
 mod history;
 mod jobs;
 mod nas;
+mod nas_export;
 mod nas_state;
 mod node;
 mod node_back;

@@ -3,7 +3,7 @@
 use super::{
     Done, World,
     graph::SimJob,
-    nas_state::{Dir, ExportProcess, Incoming, NasMachine, Overlay},
+    nas_state::{Dir, ExportProcess, Incoming, NasMachine},
     refuse,
     state::{State, blocks, digest, pool_report},
 };
@@ -12,7 +12,7 @@ use img_storage_model::{
     Extents, Fact, HostName,
     messages::PoolReport,
     nas::{BACK, DiskFile, ExportFacts, IncomingFacts, NasFacts, NasLayer, NasStep},
-    node::{JobState, StepResult},
+    node::StepResult,
 };
 use std::collections::BTreeMap;
 
@@ -33,9 +33,9 @@ impl NasHost for SimNas {
     }
 
     fn pools(&self) -> Work<'_, Vec<PoolReport>> {
-        Box::pin(async move {
-            self.world.with(|s| s.machine(&self.name).pools.iter().map(|p| pool_report(p.as_str())).collect())
-        })
+        Box::pin(
+            async move { self.world.with(|s| s.machine(&self.name).pools.iter().map(|p| pool_report(p.as_str())).collect()) },
+        )
     }
 
     fn free_port(&self) -> Result<u16, HostError> {
@@ -96,7 +96,7 @@ impl NasMachine {
     }
 
     /// The volume's directory, if it is ours.
-    fn dir(&mut self, volume: &VolumeRef) -> Done<&mut Dir> {
+    pub(super) fn dir(&mut self, volume: &VolumeRef) -> Done<&mut Dir> {
         match self.dirs.get_mut(&(volume.pool.clone(), volume.name.clone())) {
             Some(dir) if dir.mark == Some(volume.id) => Ok(dir),
             Some(_) => refuse(format!("{}/{} has another mark", volume.pool, volume.name)),
@@ -104,7 +104,7 @@ impl NasMachine {
         }
     }
 
-    fn refuse_taken(&self, port: u16) -> Done {
+    pub(super) fn refuse_taken(&self, port: u16) -> Done {
         match self.listener(port) {
             Some((pool, name)) => refuse(format!("port {port} is taken by {pool}/{name}")),
             None => Ok(()),
@@ -113,11 +113,11 @@ impl NasMachine {
 }
 
 impl Dir {
-    fn file(&mut self) -> Done<&mut Vec<u64>> {
+    pub(super) fn file(&mut self) -> Done<&mut Vec<u64>> {
         self.disk.as_mut().ok_or_else(|| HostError("the volume's file is not there".to_owned()))
     }
 
-    fn process(&mut self) -> Done<&mut ExportProcess> {
+    pub(super) fn process(&mut self) -> Done<&mut ExportProcess> {
         self.export.as_mut().ok_or_else(|| HostError("the volume is not exported".to_owned()))
     }
 
@@ -131,11 +131,11 @@ impl Dir {
 
 impl SimNas {
     /// One part of a step on the volume's directory, followed by the checks.
-    async fn on<R>(&self, volume: &VolumeRef, what: &str, f: impl FnOnce(&mut Dir) -> Done<R>) -> Done<R> {
+    pub(super) async fn on<R>(&self, volume: &VolumeRef, what: &str, f: impl FnOnce(&mut Dir) -> Done<R>) -> Done<R> {
         self.on_machine(volume, what, |m| f(m.dir(volume)?)).await
     }
 
-    async fn on_machine<R>(
+    pub(super) async fn on_machine<R>(
         &self,
         volume: &VolumeRef,
         what: &str,
@@ -244,8 +244,7 @@ impl SimNas {
                         Some(incoming) if incoming.push != push => refuse("the incoming file of another write-back is there"),
                         Some(_) => Ok(()),
                         None => {
-                            dir.incoming =
-                                Some(Incoming { push, blocks: BTreeMap::new(), unflushed: Vec::new(), server: None });
+                            dir.incoming = Some(Incoming { push, blocks: BTreeMap::new(), unflushed: Vec::new(), server: None });
                             Ok(())
                         }
                     }
@@ -272,7 +271,9 @@ impl SimNas {
                             return Ok(true);
                         }
                         let incoming = dir.coming(&push)?;
-                        incoming.server = None;
+                        if incoming.server.take().is_none() {
+                            return refuse("the incoming file's daemon is not there to be ended");
+                        }
                         incoming.unflushed.clear();
                         if dir.pending.is_some() { refuse("another write-back is pending") } else { Ok(false) }
                     })
@@ -336,168 +337,6 @@ impl SimNas {
                 .await
             }
             _ => refuse("not a step of the incoming file"),
-        }
-    }
-
-    async fn export_step(&self, volume: &VolumeRef, step: NasStep) -> Done {
-        match step {
-            NasStep::StartExport { epoch, name, peer, port, layer } => {
-                self.on_machine(volume, "starts the export", |m| {
-                    let dir = m.dir(volume)?;
-                    dir.file()?;
-                    if let Some(e) = &dir.export {
-                        let same = e.epoch == epoch && e.peer == peer && e.port == port && e.names.get(&name) == Some(&layer);
-                        return if same { Ok(()) } else { refuse("another export runs") };
-                    }
-                    if layer == NasLayer::Overlay && dir.overlay.is_none() {
-                        return refuse("the overlay is not there");
-                    }
-                    m.refuse_taken(port)?;
-                    let names = BTreeMap::from([(name, layer)]);
-                    m.dir(volume)?.export = Some(ExportProcess { epoch, peer, port, names, commit: None });
-                    Ok(())
-                })
-                .await?;
-                self.world.with(|s| {
-                    let history = s.history(volume.id);
-                    history.epoch = history.epoch.max(epoch);
-                });
-                Ok(())
-            }
-            NasStep::StopExport => {
-                self.on_machine(volume, "ends the export", |m| {
-                    if let Ok(dir) = m.dir(volume) {
-                        dir.export = None;
-                    }
-                    Ok(())
-                })
-                .await
-            }
-            NasStep::AddExport { name } => {
-                self.on(volume, "adds an export", |dir| {
-                    dir.process()?.names.entry(name).or_insert(NasLayer::Disk);
-                    Ok(())
-                })
-                .await
-            }
-            NasStep::RemoveExport { name } => {
-                self.on(volume, "removes an export", |dir| {
-                    dir.process()?.names.remove(&name);
-                    Ok(())
-                })
-                .await
-            }
-            NasStep::CreateOverlay { epoch } => {
-                self.on(volume, "makes the overlay", |dir| {
-                    dir.file()?;
-                    match &dir.overlay {
-                        Some(overlay) if overlay.epoch != epoch => refuse("an overlay of another epoch is there"),
-                        Some(_) => Ok(()),
-                        None => {
-                            dir.overlay = Some(Overlay { epoch, blocks: BTreeMap::new(), live: false });
-                            Ok(())
-                        }
-                    }
-                })
-                .await
-            }
-            NasStep::RemoveOverlay => {
-                self.on(volume, "removes the overlay", |dir| {
-                    if dir.export.as_ref().is_some_and(|e| e.names.values().any(|l| *l == NasLayer::Overlay)) {
-                        return refuse("the overlay is in use");
-                    }
-                    dir.overlay = None;
-                    Ok(())
-                })
-                .await
-            }
-            NasStep::StartReader { peer, port } => {
-                self.on_machine(volume, "serves a reader", |m| {
-                    m.dir(volume)?.file()?;
-                    if m.dir(volume)?.reader.is_none() {
-                        m.refuse_taken(port)?;
-                        m.dir(volume)?.reader = Some((peer, port));
-                    }
-                    Ok(())
-                })
-                .await
-            }
-            NasStep::StopReader => {
-                self.on(volume, "ends the reader's export", |dir| {
-                    dir.reader = None;
-                    Ok(())
-                })
-                .await
-            }
-            _ => self.commit_step(volume, step).await,
-        }
-    }
-
-    async fn commit_step(&self, volume: &VolumeRef, step: NasStep) -> Done {
-        let now = tokio::time::Instant::now();
-        match step {
-            NasStep::StartCommit => {
-                self.on(volume, "starts the live commit", |dir| {
-                    let Some(overlay) = &dir.overlay else { return refuse("the overlay is not there") };
-                    let todo = overlay.blocks.keys().copied().collect();
-                    let process = dir.process()?;
-                    if !process.names.values().any(|l| *l == NasLayer::Overlay) {
-                        return refuse("nothing is exported from the overlay");
-                    }
-                    process.commit.get_or_insert_with(|| SimJob::new(todo, now));
-                    Ok(())
-                })
-                .await
-            }
-            NasStep::CompleteCommit => {
-                self.on(volume, "completes the live commit", |dir| {
-                    let patch = dir.overlay.as_ref().map(|o| o.blocks.clone()).unwrap_or_default();
-                    let Some(commit) = &mut dir.process()?.commit else { return refuse("there is no commit") };
-                    match commit.state {
-                        JobState::Pending | JobState::Done => return Ok(()),
-                        JobState::Ready => {}
-                        _ => return refuse("the commit is not ready"),
-                    }
-                    commit.state = JobState::Pending;
-                    commit.todo.clear();
-                    for (block, version) in patch {
-                        dir.file()?[block] = version;
-                    }
-                    Ok(())
-                })
-                .await
-            }
-            NasStep::FinalizeCommit => {
-                self.on(volume, "finalizes the live commit", |dir| {
-                    let Some(commit) = &mut dir.process()?.commit else { return Ok(()) };
-                    match commit.state {
-                        JobState::Pending => commit.state = JobState::Done,
-                        JobState::Done => return Ok(()),
-                        _ => return refuse("the commit is not pending"),
-                    }
-                    dir.process()?.names.values_mut().for_each(|layer| *layer = NasLayer::Disk);
-                    if let Some(overlay) = &mut dir.overlay {
-                        overlay.live = false;
-                    }
-                    Ok(())
-                })
-                .await?;
-                self.on(volume, "dismisses the live commit", |dir| {
-                    dir.process()?.commit = None;
-                    Ok(())
-                })
-                .await
-            }
-            _ => {
-                self.on(volume, "ends a failed commit", |dir| match &dir.process()?.commit {
-                    Some(job) if job.is(&JobState::Done) => refuse("the commit is over and well"),
-                    _ => {
-                        dir.process()?.commit = None;
-                        Ok(())
-                    }
-                })
-                .await
-            }
         }
     }
 }

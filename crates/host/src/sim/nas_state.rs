@@ -66,6 +66,7 @@ pub(super) struct ExportProcess {
 pub(super) enum Target {
     Export(HostName, Place, NasLayer),
     Incoming(HostName, Place),
+    Reader(HostName, Place),
 }
 
 impl Dir {
@@ -127,11 +128,8 @@ impl Nases {
         if cut {
             return Err(format!("{}: no route to host", end.host));
         }
-        let (name, nas) = self
-            .0
-            .iter()
-            .find(|(name, _)| name.as_str() == end.host)
-            .ok_or_else(|| format!("{}: no such host", end.host))?;
+        let (name, nas) =
+            self.0.iter().find(|(name, _)| name.as_str() == end.host).ok_or_else(|| format!("{}: no such host", end.host))?;
         if *name != end.server {
             return Err(format!("{}: the certificate is for {name}", end.server));
         }
@@ -141,6 +139,14 @@ impl Nases {
                 return match export.peer == *from {
                     true => Ok(Target::Export(name.clone(), place.clone(), *layer)),
                     false => Err(format!("{from} is not let in")),
+                };
+            }
+            if let Some((peer, port)) = &dir.reader
+                && *port == end.port
+            {
+                return match end.export == "reader" && peer == from {
+                    true => Ok(Target::Reader(name.clone(), place.clone())),
+                    false => Err(format!("no export {} for {from}", end.export)),
                 };
             }
             if let Some(incoming) = &dir.incoming
@@ -157,7 +163,7 @@ impl Nases {
     }
 
     fn dir(&self, target: &Target) -> Option<&Dir> {
-        let (Target::Export(nas, place, _) | Target::Incoming(nas, place)) = target;
+        let (Target::Export(nas, place, _) | Target::Incoming(nas, place) | Target::Reader(nas, place)) = target;
         self.0.get(nas)?.dirs.get(place)
     }
 
@@ -167,7 +173,7 @@ impl Nases {
             return Vec::new();
         };
         match target {
-            Target::Export(_, _, NasLayer::Disk) => dir.disk.clone(),
+            Target::Export(_, _, NasLayer::Disk) | Target::Reader(..) => dir.disk.clone(),
             Target::Export(_, _, NasLayer::Overlay) => {
                 dir.overlay.as_ref().and_then(|o| dir.patched(&o.blocks)).or_else(|| dir.disk.clone())
             }
@@ -180,15 +186,12 @@ impl Nases {
     pub fn held(&self, target: &Target) -> bool {
         use img_storage_model::node::JobState::Pending;
         matches!(target, Target::Export(..))
-            && self
-                .dir(target)
-                .and_then(|d| d.export.as_ref()?.commit.as_ref())
-                .is_some_and(|commit| commit.state == Pending)
+            && self.dir(target).and_then(|d| d.export.as_ref()?.commit.as_ref()).is_some_and(|commit| commit.state == Pending)
     }
 
     /// Writes a block behind a connection; what it was there.
     pub fn write(&mut self, target: &Target, block: usize, version: u64) -> u64 {
-        let (Target::Export(nas, place, _) | Target::Incoming(nas, place)) = target;
+        let (Target::Export(nas, place, _) | Target::Incoming(nas, place) | Target::Reader(nas, place)) = target;
         let Some(dir) = self.0.get_mut(nas).and_then(|n| n.dirs.get_mut(place)) else {
             return 0;
         };
@@ -209,6 +212,7 @@ impl Nases {
                 }
                 overlay.blocks.insert(block, version).unwrap_or(below)
             }
+            Target::Reader(..) => below,
             Target::Incoming(..) => {
                 let Some(incoming) = &mut dir.incoming else {
                     return below;

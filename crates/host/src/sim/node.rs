@@ -42,9 +42,7 @@ impl NodeHost for SimNode {
 
     fn users(&self, volume: VolumeId) -> Work<'_, Result<Vec<Holder>, HostError>> {
         Box::pin(async move {
-            let connected = self
-                .world
-                .with(|s| s.node(&self.name, volume).qsd.as_ref().is_some_and(|q| q.guest == Some(true)));
+            let connected = self.world.with(|s| s.node(&self.name, volume).qsd.as_ref().is_some_and(|q| q.guest == Some(true)));
             let guest = Holder { pid: Some(4242), command: Some("guest".to_owned()) };
             Ok(if connected { vec![guest] } else { Vec::new() })
         })

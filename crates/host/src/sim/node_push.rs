@@ -45,7 +45,7 @@ impl SimNode {
                     .await?;
             }
             NodeStep::StartPush { push, full } => self.start_push(volume, push, full).await?,
-            NodeStep::DigestPush { full } => return self.digest_push(volume, full).await,
+            NodeStep::DigestPush { full, .. } => return self.digest_push(volume, full).await,
             NodeStep::EndPush => self.end_push(volume).await?,
             NodeStep::DropBitmap { since } => {
                 self.on(volume, |v| {

@@ -118,8 +118,7 @@ impl State {
         copies.extend(self.nodes.values().filter_map(|n| n.volumes.get(&volume)?.local.as_ref().map(|l| l.data.clone())));
         let history = self.histories.entry(volume).or_default();
         let length = copies.iter().map(Vec::len).max().unwrap_or(0);
-        let best: Vec<u64> =
-            (0..length).map(|b| copies.iter().filter_map(|c| c.get(b).copied()).max().unwrap_or(0)).collect();
+        let best: Vec<u64> = (0..length).map(|b| copies.iter().filter_map(|c| c.get(b).copied()).max().unwrap_or(0)).collect();
         if let Err(why) = history.complete(&best) {
             self.log.violation(format!("{doing}: an answered write is nowhere any more: {why}"));
         }

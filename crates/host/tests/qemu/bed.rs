@@ -8,13 +8,15 @@ use std::time::{Duration, Instant};
 use img_storage_host::qemu::{Plane, nas::QemuNas, node::QemuNode};
 use img_storage_host::{HostError, NasHost, NodeHost, VolumeRef};
 use img_storage_model::{
-    Epoch, HostName, Size, SnapshotId, VolumeId,
+    Epoch, Fact, HostName, Size, SnapshotId, VolumeId,
     messages::{DeviceKind, Endpoint},
     nas::{NasFacts, NasLayer, NasStep},
-    node::{JobState, Layer, NodeFacts, NodeStep, QsdFacts, StepResult},
+    node::{Job, JobState, Layer, NodeFacts, NodeStep, QsdFacts, StepResult},
 };
 use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose};
 use uuid::Uuid;
+
+use crate::writer::{History, Writer};
 
 pub const SIZE: u64 = 64 << 20;
 const ORGANIZATION: &str = "img-storage";
@@ -124,7 +126,10 @@ impl Bed {
 
     /// The node's storage daemon, which must run.
     pub async fn qsd(&self) -> QsdFacts {
-        self.node_facts().await.qsd.known().expect("known").clone().expect("running")
+        match self.node_facts().await.qsd {
+            Fact::Known(qsd) => qsd.expect("running"),
+            Fact::Unknown(why) => panic!("{why}"),
+        }
     }
 
     /// Looks until something is so.
@@ -185,6 +190,27 @@ impl Bed {
         self.export(1, NasLayer::Disk).await;
         self.node(NodeStep::Start { epoch, over: Layer::Remote, endpoint }).await;
         self.node(NodeStep::AddGuest { device: DeviceKind::Nbd }).await;
+    }
+
+    /// From nothing to a guest on its local copy.
+    pub async fn map_local(&self) -> Writer {
+        self.map().await;
+        let writer = Writer::start(&self.guest_socket(), History::default()).await;
+        writer.writes(300).await;
+        self.copy_to_ready().await;
+        self.switch().await;
+        writer.writes(300).await;
+        writer
+    }
+
+    /// From a guest on its local copy, and a snapshot, to both sides having everything.
+    pub async fn back_to_ready(&self) {
+        self.nas(NasStep::CreateOverlay { epoch: Epoch(1) }).await;
+        self.export(1, NasLayer::Overlay).await;
+        self.node(NodeStep::OpenBack { endpoint: self.endpoint(self.port, "e1.back") }).await;
+        self.node(NodeStep::StartBack { full: false }).await;
+        let is = |job: &Option<Job>, state| job.as_ref().is_some_and(|j| j.state == state);
+        self.until("on both sides", |q| is(&q.back_mirror, JobState::Ready) && is(&q.back_fill, JobState::Done)).await;
     }
 
     pub async fn copy_to_ready(&self) {

@@ -28,7 +28,7 @@ impl Bed {
         assert_eq!(facts.push.as_ref().map(|(id, job)| (*id, job.state.clone())), Some((push, JobState::Done)));
         let s = facts.snapshotting;
         assert_eq!((s.fleece, s.source, s.incoming, s.leftovers), (!last, true, true, false));
-        let StepResult::Digest { extents, digest, moved } = self.node(NodeStep::DigestPush { full }).await else {
+        let StepResult::Digest { extents, digest, moved } = self.node(NodeStep::DigestPush { push, full }).await else {
             panic!("no digest")
         };
         eprintln!("moved {moved} bytes, {} ranges", extents.iter().len());

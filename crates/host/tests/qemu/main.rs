@@ -2,6 +2,8 @@
 //!
 //! `IMG_STORAGE_TEST_QEMU=DIR` takes the programs of another version.
 
+mod accident;
 mod bed;
+mod image;
 mod life;
 mod writer;

@@ -17,7 +17,12 @@ pub fn assignment(v: &VolumeRecord, facts: &NasFacts, nas: &HostName, address: &
     let push = m.push.as_ref().and_then(|p| {
         let serving = facts.incoming.known().copied().flatten().is_some_and(|i| i.push == p.push && i.serving);
         let given = last.and_then(|a| a.push.as_ref()).is_some_and(|o| o.push == p.push && o.endpoint.is_some());
-        (serving || given).then(|| PushOrder { push: p.push, endpoint: Some(endpoint(p.port, p.push.to_string())), last: p.last })
+        (serving || given).then(|| PushOrder {
+            push: p.push,
+            endpoint: Some(endpoint(p.port, p.push.to_string())),
+            last: p.last,
+            full: m.base_unsure,
+        })
     });
     let mut next = Assign {
         volume: v.id,

@@ -177,6 +177,7 @@ fn map(
         push: None,
         accepted: None,
         sync_now: false,
+        base_unsure: false,
     });
     Ok(())
 }
@@ -209,6 +210,7 @@ pub fn adopt(v: &mut VolumeRecord, node: &HostName, report: &Report, request: Re
         push: None,
         accepted: None,
         sync_now: false,
+        base_unsure: true,
     });
     true
 }
@@ -229,6 +231,7 @@ mod tests {
             stage: Stage::Ready,
             epoch: Epoch(3),
             asked: None,
+            lent: false,
             assign: None,
             mapping: None,
         }

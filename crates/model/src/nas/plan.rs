@@ -73,7 +73,7 @@ pub fn plan(v: &VolumeRecord, facts: &NasFacts, context: &Context<'_>) -> Decisi
         Stage::Creating => {
             return if f.disk { Decision::Do(NasStep::SyncDisk) } else { Decision::Do(NasStep::CreateDisk { size: v.size }) };
         }
-        Stage::Importing { peer, port, complete } => return plan_import(v, &f, peer, *port, *complete),
+        Stage::Importing { peer, port, complete, .. } => return plan_import(v, &f, peer, *port, *complete),
         Stage::Deleting => return plan_delete(&f),
         Stage::Ready => {}
     }
@@ -82,7 +82,8 @@ pub fn plan(v: &VolumeRecord, facts: &NasFacts, context: &Context<'_>) -> Decisi
     }
     match (&context.reader, f.reader) {
         (None, true) => return Decision::Do(NasStep::StopReader),
-        (Some((peer, port)), false) => {
+        // While a write-back is half folded in, the volume's file is no point in time.
+        (Some((peer, port)), false) if f.pending.is_none() => {
             return Decision::Do(NasStep::StartReader { peer: peer.clone(), port: *port });
         }
         _ => {}
@@ -155,6 +156,19 @@ fn plan_unmapped(v: &VolumeRecord, f: &Seen<'_>) -> Decision {
 fn plan_nas(v: &VolumeRecord, m: &Mapping, f: &Seen<'_>, report: Option<&Report>) -> Decision {
     if m.authority == Authority::MaybeNode && report.is_some_and(|r| r.pivoted) {
         return Decision::Record(NasChange::Authority(Authority::Node));
+    }
+    if m.authority == Authority::Nas && report.is_some_and(|r| r.pivoted) {
+        return Decision::Stuck(format!(
+            "{} says that it has the newest writes, this ledger says that they are here; nothing is ended",
+            m.node
+        ));
+    }
+    // The end of the live commit was written down but failed: the guest's writes still go to the overlay.
+    let unfolded = |e: &ExportFacts| {
+        e.over == NasLayer::Overlay && e.commit.as_ref().is_none_or(|c| !matches!(c.state, JobState::Pending | JobState::Done))
+    };
+    if m.layer == NasLayer::Disk && f.export.is_some_and(unfolded) {
+        return Decision::Record(NasChange::Layer(NasLayer::Overlay));
     }
     let gone = report.is_some_and(|r| r.phase == NodePhase::Gone) || (m.abandon && m.authority == Authority::Nas);
     if m.want == Want::Gone && gone && m.layer == NasLayer::Disk {

@@ -89,15 +89,17 @@ fn plan_push(m: &Mapping, f: &Seen<'_>, push: &PushState, report: Option<&Report
 /// Takes the overlay of a bring-back away that is not wanted any more, once the node has let go of it.
 fn give_back_up(m: &Mapping, f: &Seen<'_>, report: Option<&Report>) -> Option<Decision> {
     let exported = f.export.is_some_and(|e| e.names.contains(&back_export(m)));
-    if exported {
-        let let_go = report.is_some_and(|r| !matches!(r.phase, NodePhase::BringingBack | NodePhase::BackReady));
-        return Some(if let_go {
-            Decision::Do(NasStep::StopExport)
-        } else {
-            Decision::Wait(format!("{} lets go of the overlay", m.node))
-        });
+    if !exported && !f.overlay {
+        return None;
     }
-    f.overlay.then_some(Decision::Do(NasStep::RemoveOverlay))
+    // Also while nothing is exported: a mirror that outlived the overlay would take the next one for it.
+    let holds = [NodePhase::BringingBack, NodePhase::BackReady, NodePhase::Switching];
+    let let_go = report.is_some_and(|r| !holds.contains(&r.phase));
+    Some(match (let_go, exported) {
+        (false, _) => Decision::Wait(format!("{} lets go of the overlay", m.node)),
+        (true, true) => Decision::Do(NasStep::StopExport),
+        (true, false) => Decision::Do(NasStep::RemoveOverlay),
+    })
 }
 
 /// Bring-back before the node is allowed to pivot.
@@ -113,10 +115,8 @@ fn plan_back(m: &Mapping, f: &Seen<'_>, report: Option<&Report>) -> Decision {
         }
         Some(_) => {}
         None if !f.overlay => return Decision::Do(NasStep::CreateOverlay { epoch: m.epoch }),
-        // An overlay that a daemon had open when it died is not trusted: nothing in it is needed before the pivot.
-        None if report.is_some_and(|r| matches!(r.phase, NodePhase::BringingBack | NodePhase::BackReady)) => {
-            return Decision::Do(NasStep::RemoveOverlay);
-        }
+        // The same overlay again, never a new one: the node's mirror finds its way back to the name and takes what it has
+        // written to be there. It is, since every write was on stable storage before it was answered.
         None => {
             return Decision::Do(NasStep::StartExport {
                 epoch: m.epoch,

@@ -18,6 +18,8 @@ pub enum Stage {
     Importing {
         /// That front end.
         peer: HostName,
+        /// When that front end's process began: another one knows nothing of the image.
+        session: Option<Timestamp>,
         /// TCP port of its export.
         port: u16,
         /// The front end says that everything is in.
@@ -107,6 +109,10 @@ pub struct Mapping {
     pub accepted: Option<Accepted>,
     /// The operator wants one now.
     pub sync_now: bool,
+    /// This NAS was rebooted while it had authority: what the node's copy was made equal to may have lost what was not flushed.
+    /// The first write-back compares and moves everything.
+    #[serde(default)]
+    pub base_unsure: bool,
 }
 
 /// The ledger row of a volume.
@@ -130,6 +136,9 @@ pub struct VolumeRecord {
     /// The request whose intent was taken last: asked again, it is not taken twice.
     #[serde(default)]
     pub asked: Option<RequestId>,
+    /// A reader may have been given it: there may be a reader's export to end.
+    #[serde(default)]
+    pub lent: bool,
     /// The newest assignment sent to the mapped node.
     pub assign: Option<Assign>,
     /// Who may use it.
@@ -177,6 +186,8 @@ impl VolumeRecord {
         }
         if *change == NasChange::GiveUp {
             self.stage = Stage::Deleting;
+            // Who asked for the volume is not told "deleted".
+            self.asked = None;
         }
         if *change == NasChange::Unmapped {
             self.mapping = None;
@@ -223,6 +234,7 @@ impl VolumeRecord {
             }
             NasChange::Accepted => {
                 if let Some(push) = mapping.push.take() {
+                    mapping.base_unsure = false;
                     mapping.accepted = Some(Accepted { push: push.push, at: push.ordered, last: push.last });
                 }
             }

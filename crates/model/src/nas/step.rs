@@ -81,7 +81,8 @@ pub enum NasStep {
         /// What their contents must be.
         digest: ContentDigest,
     },
-    /// Ends the incoming file's daemon, puts the file on stable storage and renames it to pending.
+    /// Ends the incoming file's daemon, puts the file on stable storage and renames it to pending. Fails when the daemon is not
+    /// there to be ended: one that died may not have written everything to the file.
     SealIncoming {
         /// The write-back.
         push: SnapshotId,

@@ -151,12 +151,34 @@ fn throw_away(record: &NodeRecord, file: LocalFile) -> Decision {
 /// The ledger change that a finished step calls for.
 pub fn after(record: &NodeRecord, step: &NodeStep, result: &StepResult) -> Option<NodeChange> {
     match (step, result) {
-        (NodeStep::DigestPush { .. }, StepResult::Digest { extents, digest, moved }) => {
-            let push = record.assign.push.as_ref()?.push;
+        (NodeStep::DigestPush { push, .. }, StepResult::Digest { extents, digest, moved }) => {
+            let push = record.assign.push.as_ref().map(|order| order.push).filter(|ordered| ordered == push)?;
             let outcome = PushOutcome::Sent { extents: extents.clone(), digest: digest.clone(), moved: *moved };
             Some(NodeChange::Pushed(PushResult { push, outcome }))
         }
         _ => None,
+    }
+}
+
+/// Why a copy or bring-back does not get on, as the jobs say: it is tried again, with growing pauses.
+pub fn setback(facts: &NodeFacts) -> Option<&str> {
+    let qsd = facts.qsd.known()?.as_ref()?;
+    [&qsd.copy, &qsd.back_mirror, &qsd.back_fill].into_iter().flatten().find_map(|job| match &job.state {
+        JobState::Failed(why) | JobState::Paused(why) => Some(why.as_str()),
+        _ => None,
+    })
+}
+
+/// What lets a guest go on that is held for a pivot the ledger cannot take down.
+pub fn retreat(facts: &NodeFacts) -> Option<NodeStep> {
+    let qsd = facts.qsd.known()?.as_ref()?;
+    let held = |job: &Option<super::Job>| job.as_ref().is_some_and(|j| j.state == JobState::Pending);
+    if held(&qsd.copy) {
+        Some(NodeStep::CancelCopy)
+    } else if held(&qsd.back_mirror) {
+        Some(NodeStep::CancelBack)
+    } else {
+        None
     }
 }
 
@@ -233,15 +255,29 @@ pub fn report(record: &NodeRecord, facts: &NodeFacts, device: &str, stuck: Optio
         revision: record.assign.revision,
         phase,
         pivoted: record.truth == Truth::Local,
-        detached: record.truth == Truth::Local && facts.qsd.known().is_some() && qsd.is_none_or(|q| q.top == Layer::Local && q.remote.is_none()),
+        detached: record.truth == Truth::Local
+            && facts.qsd.known().is_some()
+            && qsd.is_none_or(|q| q.top == Layer::Local && q.remote.is_none()),
         attached: qsd.filter(|q| q.top == Layer::Remote).and_then(|q| q.remote.clone()),
         device: qsd.filter(|q| q.guest).map(|_| device.to_owned()),
         progress: job.map(|job| Progress { done: job.done, total: job.total }),
-        dirty: qsd.filter(|_| untracked.is_none() && record.truth == Truth::Local).map(|q| q.bitmaps.iter().map(|b| b.dirty).sum()),
+        dirty: qsd
+            .filter(|_| untracked.is_none() && record.truth == Truth::Local)
+            .map(|q| q.bitmaps.iter().map(|b| b.dirty).sum()),
         pushed: record.pushed.clone(),
         stuck: held_up.or(stuck),
-        notice: untracked.map(|_| {
-            format!("the record of changed blocks was lost when the storage daemon stopped uncleanly; the next write-back moves the whole volume ({})", record.assign.size)
-        }),
+        notice: if untracked.is_some() {
+            Some(format!(
+                "the record of changed blocks was lost when the storage daemon stopped uncleanly; the next write-back moves the whole volume ({})",
+                record.assign.size
+            ))
+        } else {
+            record.assign.push.as_ref().filter(|order| order.full).map(|_| {
+                format!(
+                    "{} was rebooted before the switch; this write-back moves the whole volume ({})",
+                    record.assign.nas, record.assign.size
+                )
+            })
+        },
     }
 }

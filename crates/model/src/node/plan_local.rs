@@ -142,7 +142,7 @@ fn transfer(record: &NodeRecord, qsd: &QsdFacts, order: &PushOrder) -> Decision 
     let Some(frozen) = qsd.frozen() else {
         return failed("the record of changed blocks of this write-back is gone".to_owned());
     };
-    let full = !trusted(record, frozen.since);
+    let full = order.full || !trusted(record, frozen.since);
     let s = qsd.snapshotting;
     if s.broken {
         return failed("the point in time broke: the guest wrote more than the scratch file could take".to_owned());
@@ -164,7 +164,7 @@ fn transfer(record: &NodeRecord, qsd: &QsdFacts, order: &PushOrder) -> Decision 
             None => failed("the NAS took its incoming file away".to_owned()),
         },
         Some((_, job)) => match &job.state {
-            JobState::Done => Decision::Do(NodeStep::DigestPush { full }),
+            JobState::Done => Decision::Do(NodeStep::DigestPush { push: order.push, full }),
             JobState::Failed(why) => failed(why.clone()),
             JobState::Paused(why) => failed(format!("the transfer stopped: {why}")),
             JobState::Running | JobState::Ready | JobState::Pending => Decision::Wait("writing back".to_owned()),

@@ -102,6 +102,8 @@ pub enum NodeStep {
     },
     /// Reads what moved from the point in time and digests it. Gives [`StepResult::Digest`].
     DigestPush {
+        /// The push's snapshot.
+        push: SnapshotId,
         /// Everything, not only what the bitmap marks.
         full: bool,
     },

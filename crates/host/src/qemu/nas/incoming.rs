@@ -90,11 +90,17 @@ impl Steps<'_> {
     }
 
     pub(super) async fn seal_incoming(&self, push: SnapshotId) -> Result<(), HostError> {
-        self.incoming.stop(GRACE).await.map_err(during("stop the incoming file's daemon"))?;
         let (from, to) = (self.home.incoming(push), self.home.pending(push));
         if self.home.beside()?.pending == [push] {
-            return Ok(());
+            return self.incoming.stop(GRACE).await.map_err(during("stop the incoming file's daemon"));
         }
+        // One that died may have taken with it what was read from it a moment ago.
+        if self.look_at_incoming(&[]).await?.is_none_or(|found| found.push != push) {
+            return Err(HostError(format!(
+                "the daemon of the incoming file of {push} is gone; not everything need be in the file"
+            )));
+        }
+        self.incoming.stop(GRACE).await.map_err(during("stop the incoming file's daemon"))?;
         self.home.sync(&self.home.ours(from.clone())?)?;
         let rename = || {
             fs::rename(&from, &to)?;

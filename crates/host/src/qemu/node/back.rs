@@ -2,29 +2,65 @@
 //!
 //! From the mirror's start every write goes to both sides; what had changed before is filled in from the bitmaps, which are read
 //! after that start, so that every write is in the one or the other.
+//!
+//! The way to the NAS leads through a relay, a storage daemon of its own with a socket that is ours. A mirror that writes on both
+//! sides cannot be cancelled under a busy guest, only told to end when it has caught up (see [`Session::abandon`]), and with a NAS
+//! that is gone it never would. Then the relay is replaced by one that leads nowhere, where everything succeeds.
+
+use std::time::Duration;
 
 use img_storage_model::{
     messages::Endpoint,
     node::{JobState, Layer},
 };
-use serde_json::json;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 
-use super::{PATIENCE, Steps, back_of, bitmap_name, connect, disconnect, layer, merged, ours, put_top_on};
+use super::{PATIENCE, Steps, back_of, bitmap_name, connect, connection, disconnect, layer, merged, ours, put_top_on};
 use crate::HostError;
 use crate::qemu::session::Session;
-use crate::qemu::{during, read_mark, write_mark};
+use crate::qemu::{during, knock, read_mark, write_mark};
 
 /// Marks what is to be filled in.
 const FILL: &str = "fill";
+/// The relay's export.
+const RELAY: &str = "relay";
+
+/// A relay keeps nothing: it need not end well.
+const RELAY_GRACE: Duration = Duration::from_millis(300);
+
+/// What a relay was started for.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+enum RelayMark {
+    To(Endpoint),
+    Nowhere,
+}
 
 impl Steps<'_> {
     pub(super) async fn open_back(&self, endpoint: &Endpoint) -> Result<(), HostError> {
         let mut session = self.session().await?;
         let graph = session.graph().await?;
+        let nodes = [format!("back2.{}", endpoint.export), format!("back.{}", endpoint.export)];
+        if nodes.iter().all(|node| graph.has(node)) {
+            return Ok(());
+        }
+        self.close_back(&mut session).await?;
+        let graph = session.graph().await?;
         let note = self.endpoint_note();
         write_mark(&note, endpoint).map_err(during(format!("write {}", note.display())))?;
-        for node in [format!("back2.{}", endpoint.export), format!("back.{}", endpoint.export)] {
-            connect(self.host, &mut session, &graph, &node, endpoint, 0).await?;
+        knock(endpoint).await?;
+        let mut nas = connection(endpoint, "tls", 0);
+        nas["node-name"] = "to".into();
+        self.start_relay(
+            &RelayMark::To(endpoint.clone()),
+            vec![("--object", self.host.plane.client("tls")), ("--blockdev", nas)],
+        )
+        .await?;
+        let socket = self.relay_socket()?;
+        for node in nodes {
+            let server = json!({"type": "unix", "path": socket});
+            let options = json!({"driver": "nbd", "export": RELAY, "discard": "unmap", "reconnect-delay": 0, "server": server});
+            session.add(&graph, &node, options).await?;
         }
         Ok(())
     }
@@ -37,7 +73,7 @@ impl Steps<'_> {
             let mirror = json!({
                 "job-id": "back", "device": "top", "replaces": "local", "target": format!("back.{export}"), "sync": "none",
                 "copy-mode": "write-blocking", "filter-node-name": "mfback",
-                "on-source-error": "report", "on-target-error": "report", "auto-finalize": false, "auto-dismiss": false,
+                "on-source-error": "stop", "on-target-error": "stop", "auto-finalize": false, "auto-dismiss": false,
             });
             session.call("blockdev-mirror", mirror).await?;
         }
@@ -77,7 +113,7 @@ impl Steps<'_> {
         };
         session.cancel("backfill").await?;
         session.remove(&graph, "local").await?;
-        // The connection that may not wait is replaced by one that does.
+        // The way through the relay, which may not wait, is replaced by a connection that does.
         if graph.under("top").is_some_and(|node| node.starts_with("back.")) {
             let note = self.endpoint_note();
             let endpoint: Option<Endpoint> = read_mark(&note).map_err(during(format!("read {}", note.display())))?;
@@ -97,17 +133,27 @@ impl Steps<'_> {
     pub(super) async fn cancel_back(&self) -> Result<(), HostError> {
         let mut session = self.session().await?;
         session.cancel("backfill").await?;
-        session.cancel("back").await?;
+        match session.job("back").await?.map(|job| job.state) {
+            None | Some(JobState::Done | JobState::Failed(_) | JobState::Pending) => session.abandon("back", false).await?,
+            Some(_) if self.quiet() => session.abandon("back", true).await?,
+            Some(_) => {
+                // Whatever the NAS is like: what still goes there is of no use to anybody.
+                self.lead_nowhere().await?;
+                session.abandon_when_it_goes_on("back").await?;
+            }
+        }
         let graph = session.graph().await?;
         session.remove_bitmap(&graph, "local", FILL).await?;
         self.close_back(&mut session).await
     }
+
     /// Where the overlay is served, kept beside the process that uses it: the step that needs it comes after the pivot.
     fn endpoint_note(&self) -> std::path::PathBuf {
         self.qsd.dir().join("back")
     }
 
-    async fn close_back(&self, session: &mut Session) -> Result<(), HostError> {
+    /// Closes the connections to the relay, and ends that.
+    pub(super) async fn close_back(&self, session: &mut Session) -> Result<(), HostError> {
         let graph = session.graph().await?;
         for prefix in ["back.", "back2."] {
             let nodes: Vec<String> = graph.named(prefix).map(|export| format!("{prefix}{export}")).collect();
@@ -115,6 +161,29 @@ impl Steps<'_> {
                 disconnect(session, &graph, &node).await?;
             }
         }
+        self.stop_relay().await
+    }
+
+    fn relay_socket(&self) -> Result<std::path::PathBuf, HostError> {
+        self.relay.socket("relay.sock").map_err(during("lead the guest back"))
+    }
+
+    async fn start_relay(&self, mark: &RelayMark, mut args: Vec<(&'static str, Value)>) -> Result<(), HostError> {
+        self.stop_relay().await?;
+        args.push(("--nbd-server", json!({"addr": {"type": "unix", "path": self.relay_socket()?}})));
+        args.push(("--export", json!({"type": "nbd", "id": RELAY, "name": RELAY, "node-name": "to", "writable": true})));
+        let args: Vec<String> = args.iter().flat_map(|(option, value)| [(*option).to_owned(), value.to_string()]).collect();
+        self.relay.start(mark, &args).await.map_err(during("start the relay to the NAS"))?;
         Ok(())
+    }
+
+    async fn lead_nowhere(&self) -> Result<(), HostError> {
+        let size = self.size()?;
+        let nowhere = json!({"driver": "null-co", "node-name": "to", "size": size, "read-zeroes": true});
+        self.start_relay(&RelayMark::Nowhere, vec![("--blockdev", nowhere)]).await
+    }
+
+    pub(super) async fn stop_relay(&self) -> Result<(), HostError> {
+        self.relay.stop(RELAY_GRACE).await.map_err(during("stop the relay to the NAS"))
     }
 }

@@ -16,8 +16,43 @@ use super::{
     knock, layer, ours, put_top_on, throttle, users,
 };
 use crate::HostError;
+use crate::qemu::graph::Graph;
 use crate::qemu::session::Session;
 use crate::qsd::QsdError;
+
+/// An object in the process that says: the copy writes on both sides. QEMU does not tell.
+const BOTH_SIDES: &str = "copy.both-sides";
+/// With this much left (or less than a sixty-fourth) the copy turns to both sides.
+const LITTLE: u64 = 64 << 20;
+
+fn both_sides() -> serde_json::Value {
+    json!({"qom-type": "throttle-group", "id": BOTH_SIDES})
+}
+
+fn writes_on_both_sides(graph: &Graph) -> bool {
+    graph.objects.iter().any(|object| object == BOTH_SIDES)
+}
+
+/// Lets a copy in the background turn to both sides once it has little left or has moved as much as there is: under a busy guest
+/// it would never catch up otherwise. Until then it is not ready, whatever QEMU says. This is the one thing that looking does.
+pub(super) async fn converge(session: &mut Session, graph: &mut Graph, size: u64) -> Result<(), HostError> {
+    if writes_on_both_sides(graph) {
+        return Ok(());
+    }
+    let Some(copy) = graph.jobs.get_mut("copy") else { return Ok(()) };
+    let left = copy.total.saturating_sub(copy.done);
+    let near = left <= LITTLE.max(copy.total / 64) || copy.done >= size;
+    let caught_up = copy.state == JobState::Ready;
+    if caught_up {
+        copy.state = JobState::Running;
+    }
+    if caught_up || (near && copy.state == JobState::Running && copy.done > 0) {
+        session.call("object-add", both_sides()).await?;
+        let change = json!({"id": "copy", "type": "mirror", "copy-mode": "write-blocking"});
+        session.call("block-job-change", change).await?;
+    }
+    Ok(())
+}
 
 impl Steps<'_> {
     pub(super) async fn start(&self, epoch: Epoch, over: Layer, endpoint: Option<&Endpoint>) -> Result<(), HostError> {
@@ -33,6 +68,7 @@ impl Steps<'_> {
                 mark.epoch, running
             )));
         }
+        self.stop_relay().await?;
         let start = "start the volume's storage daemon";
         let sockets = ["guest.sock", "vhost.sock"].map(|name| self.qsd.socket(name));
         let [guest, vhost] = sockets;
@@ -78,12 +114,21 @@ impl Steps<'_> {
             self.nobody_connected().await?;
         }
         self.qsd.stop(GRACE).await.map_err(during("stop the volume's storage daemon"))?;
+        self.stop_relay().await?;
         self.local.sync()
     }
 
+    fn sockets(&self) -> [std::path::PathBuf; 2] {
+        [DeviceKind::Nbd, DeviceKind::VhostUserBlk].map(|kind| self.host.socket(self.volume, kind))
+    }
+
+    /// Whether no write can be under way.
+    pub(super) fn quiet(&self) -> bool {
+        users::none(&self.sockets())
+    }
+
     async fn nobody_connected(&self) -> Result<(), HostError> {
-        let sockets = [DeviceKind::Nbd, DeviceKind::VhostUserBlk].map(|kind| self.host.socket(self.volume, kind));
-        match users::of(&sockets).await?.first() {
+        match users::of(&self.sockets()).await?.first() {
             Some(holder) => Err(HostError(format!("the device is in use by {holder}; shut the guest down first"))),
             None => Ok(()),
         }
@@ -130,15 +175,11 @@ impl Steps<'_> {
         connect(self.host, &mut session, &graph, &node, endpoint, PATIENCE).await?;
         put_top_on(&mut session, &graph, &node).await?;
         let graph = session.graph().await?;
-        let old: Vec<String> = ["nas.", "back.", "back2."]
-            .iter()
-            .flat_map(|prefix| graph.named(prefix).map(move |export| format!("{prefix}{export}")))
-            .filter(|old| *old != node)
-            .collect();
+        let old: Vec<String> = graph.named("nas.").map(|export| format!("nas.{export}")).filter(|old| *old != node).collect();
         for old in old {
             disconnect(&mut session, &graph, &old).await?;
         }
-        Ok(())
+        self.close_back(&mut session).await
     }
 
     pub(super) async fn remove_local(&self) -> Result<(), HostError> {
@@ -163,9 +204,17 @@ impl Steps<'_> {
             return Ok(());
         }
         let source = graph.under("top").ok_or_else(|| HostError("the guest's device lies on nothing".into()))?;
+        // In the background it can be given up at any time; it turns to both sides when there is little left.
+        session.remove_object(&graph, BOTH_SIDES).await?;
+        let mode = if session.mirrors_can_change() {
+            "background"
+        } else {
+            session.call("object-add", both_sides()).await?;
+            "write-blocking"
+        };
         let job = json!({
             "job-id": "copy", "device": "top", "replaces": source, "target": "local", "sync": "full",
-            "copy-mode": "write-blocking", "filter-node-name": "mf", "on-source-error": "stop", "on-target-error": "stop",
+            "copy-mode": mode, "filter-node-name": "mf", "on-source-error": "stop", "on-target-error": "stop",
             "auto-finalize": false, "auto-dismiss": false,
         });
         session.call("blockdev-mirror", job).await?;
@@ -186,13 +235,21 @@ impl Steps<'_> {
         if layer(&graph)?.0 == Layer::Local {
             return Err(HostError("the guest works on the local copy already; the copy cannot be cancelled".into()));
         }
-        session.cancel("copy").await?;
+        let by_force = !writes_on_both_sides(&graph) || self.quiet();
+        session.abandon("copy", by_force).await?;
         let graph = session.graph().await?;
+        session.remove_object(&graph, BOTH_SIDES).await?;
         session.remove(&graph, "local").await?;
         for bitmap in ours(&graph) {
             session.remove_bitmap(&graph, "top", &bitmap_name(bitmap.since)).await?;
         }
         Ok(())
+    }
+
+    /// Room is reserved at once: a disk that is too full is found before anything is copied.
+    pub(super) async fn create_local(&self, epoch: Epoch, size: u64) -> Result<(), HostError> {
+        self.local.create(epoch, size)?;
+        self.reserve_local().await
     }
 
     pub(super) async fn reserve_local(&self) -> Result<(), HostError> {

@@ -115,6 +115,9 @@ impl Local {
     pub(super) fn reserve(&self) -> Result<(), HostError> {
         let file = self.file();
         let found = self.find()?.ok_or_else(|| HostError(format!("{} is not there", file.display())))?;
+        if found.reserved {
+            return Ok(());
+        }
         let fill = || {
             let open = OpenOptions::new().write(true).open(&file)?;
             match fallocate(&open, FallocateFlags::KEEP_SIZE, 0, found.size) {

@@ -11,6 +11,8 @@
 //! ```
 //! Connections that must not wait have no reconnect delay: `inc` (the incoming file) and `back.EXPORT`, `back2.EXPORT`. A break
 //! there must fail the job: whatever answers afterwards may be a fresh, empty file under the same name.
+//!
+//! While a guest is brought back there is a second process, `VOLUME.b`, a relay to the NAS's overlay; see [`back`].
 
 mod back;
 mod copy;
@@ -24,7 +26,7 @@ use std::sync::Arc;
 use img_storage_model::{
     Epoch, Fact, VolumeId,
     messages::{DeviceKind, Endpoint, Holder, PoolReport},
-    node::{Bitmap, Incremental, JobState, Layer, NodeFacts, NodeStep, QsdFacts, Snapshotting, StepResult},
+    node::{Bitmap, Incremental, Job, JobState, Layer, NodeFacts, NodeStep, QsdFacts, Snapshotting, StepResult},
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -88,19 +90,23 @@ impl QemuNode {
         let qsd = self.qsd(volume);
         let Some(mut session) = Session::find(&qsd).await? else { return Ok(None) };
         let mark: Mark = qsd.mark().map_err(during("tell what the storage daemon was started for"))?;
-        let graph = session.graph().await?;
+        let mut graph = session.graph().await?;
+        if let Fact::Known(Some(file)) = local.look() {
+            copy::converge(&mut session, &mut graph, file.size).await?;
+        }
         facts(&graph, mark.epoch, local.scratch().exists()).map(Some)
     }
 
     async fn carry_out(&self, volume: VolumeId, step: NodeStep) -> Result<StepResult, HostError> {
-        let at = Steps { host: self, volume, qsd: self.qsd(volume), local: self.local(volume) };
+        let (qsd, relay) = (self.qsd(volume), self.plane.qsd(volume, ".b"));
+        let at = Steps { host: self, volume, qsd, relay, local: self.local(volume) };
         match step {
             NodeStep::Start { epoch, over, endpoint } => at.start(epoch, over, endpoint.as_ref()).await?,
             NodeStep::Stop { force } => at.stop(force).await?,
             NodeStep::AddGuest { device } => at.add_guest(device).await?,
             NodeStep::RemoveGuest { force } => at.remove_guest(force).await?,
             NodeStep::Reattach { endpoint } => at.reattach(&endpoint).await?,
-            NodeStep::CreateLocal { epoch, size } => at.local.create(epoch, size.bytes())?,
+            NodeStep::CreateLocal { epoch, size } => at.create_local(epoch, size.bytes()).await?,
             NodeStep::RemoveLocal => at.remove_local().await?,
             NodeStep::OpenLocal => at.open_local().await?,
             NodeStep::StartCopy => at.start_copy().await?,
@@ -116,7 +122,7 @@ impl QemuNode {
             NodeStep::OpenSource { full } => at.open_source(full).await?,
             NodeStep::OpenIncoming { endpoint } => at.open_incoming(&endpoint).await?,
             NodeStep::StartPush { push, full } => at.start_push(push, full).await?,
-            NodeStep::DigestPush { full } => return at.digest_push(full).await,
+            NodeStep::DigestPush { full, .. } => return at.digest_push(full).await,
             NodeStep::EndPush => at.end_push().await?,
             NodeStep::DropBitmap { since } => at.drop_bitmap(since).await?,
             NodeStep::RevertBitmap => at.revert_bitmap().await?,
@@ -172,6 +178,7 @@ struct Steps<'a> {
     host: &'a QemuNode,
     volume: VolumeId,
     qsd: Qsd,
+    relay: Qsd,
     local: Local,
 }
 
@@ -307,7 +314,11 @@ fn facts(graph: &Graph, epoch: Epoch, scratch: bool) -> Result<QsdFacts, HostErr
         snapshotting,
         push,
         back: back_of(graph).map(str::to_owned),
-        back_mirror: job("back"),
+        // It stands still when the NAS is lost, for it must not end by itself; nobody is to resume it.
+        back_mirror: job("back").map(|mirror| match mirror.state {
+            JobState::Paused(why) => Job { state: JobState::Failed(why), ..mirror },
+            _ => mirror,
+        }),
         back_fill: job("backfill"),
     })
 }

@@ -83,7 +83,8 @@ impl Steps<'_> {
         put_top_on(&mut session, &graph, "cbw").await
     }
 
-    fn size(&self) -> Result<u64, HostError> {
+    /// The volume's size, by the local file.
+    pub(super) fn size(&self) -> Result<u64, HostError> {
         let file = self.local.file();
         let meta = std::fs::metadata(&file).map_err(during(format!("look at {}", file.display())))?;
         Ok(meta.len())

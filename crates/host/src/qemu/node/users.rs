@@ -14,6 +14,11 @@ use crate::qemu::during;
 
 const LOOK: Duration = Duration::from_secs(10);
 
+/// Whether nobody at all is connected, not even we ourselves.
+pub(super) fn none(sockets: &[PathBuf]) -> bool {
+    fs::read("/proc/net/unix").is_ok_and(|table| connected(&table, sockets).is_empty())
+}
+
 /// The kernel's table says how many connections there are; `ss` knows the other ends, as far as we may see them.
 pub(super) async fn of(sockets: &[PathBuf]) -> Result<Vec<Holder>, HostError> {
     let table = fs::read("/proc/net/unix").map_err(during("read /proc/net/unix"))?;

@@ -1,0 +1,7 @@
+//! What the planners decide: tables of the situations that matter, and what they must never do whatever they are shown.
+//!
+//! Whether what they decide leads anywhere is tested by the simulation; here each decision is looked at alone.
+
+mod nas;
+mod node;
+mod things;
