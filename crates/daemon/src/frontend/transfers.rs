@@ -175,16 +175,19 @@ impl Desk {
             let served = Served { endpoint, certificates: desk.credentials.clone() };
             let filled = image::import(&source, image.format, &served, MOVED_WITHIN, progress).await;
             let complete = filled.is_ok();
+            let failed = filled.map_err(|why| {
+                Fault::failed(format!("{} could not be filled from {}: {why}", volume.full_name(), source.display()))
+                    .next("nothing is left of it on the NAS; mend the cause and create it again")
+            });
+            if failed.is_err() {
+                // Before the volume goes: who asks for it from then on is told why it is not there.
+                desk.transfers.end(id, failed.clone());
+            }
             let told = desk.ask(&nas, desk.id(), Request::Imported { volume: volume.id, complete }, NAS_WITHIN).await;
-            let how = match (filled, told) {
+            let how = match (failed, told) {
                 (Ok(()), told) => told.map(drop),
-                (Err(why), Ok(_)) => {
-                    Err(Fault::failed(format!("{} could not be filled from {}: {why}", volume.full_name(), source.display()))
-                        .next("nothing is left of it on the NAS; mend the cause and create it again"))
-                }
-                (Err(why), Err(fault)) => {
-                    Err(Fault::failed(format!("{} could not be filled: {why}; and {fault}", volume.full_name())))
-                }
+                (Err(why), Ok(_)) => Err(why),
+                (Err(why), Err(fault)) => Err(Fault::failed(format!("{}; and {fault}", why.message))),
             };
             if let Err(fault) = &how {
                 tracing::warn!("{fault}");
