@@ -93,6 +93,10 @@ pub async fn volume(client: &Client, view: VolumeView, goal: Goal, deadline: Ins
         now = match client.volume(&selector).await {
             Ok(found) if found.id == view.id => found,
             Ok(_) => return Err(gone(&name)),
+            // Whose filling failed is gone for a reason.
+            Err(fault) if fault.kind == FaultKind::NotFound && fault.message.contains("could not be filled") => {
+                return Err(Fault::failed(fault.message).next(fault.next));
+            }
             Err(fault) if fault.kind == FaultKind::NotFound => return Err(gone(&name)),
             Err(fault) => return Err(fault),
         };
