@@ -110,9 +110,9 @@ pub struct Life {
 impl Life {
     /// Starts the processes.
     pub fn begin(plan: Plan) -> anyhow::Result<Self> {
-        let site = Site::start()?;
-        let base = site.scratch().join("base.raw");
         let seed = plan.seed;
+        let site = Site::start(seed)?;
+        let base = site.scratch().join("base.raw");
         Ok(Life {
             rng: StdRng::seed_from_u64(!seed),
             writer: Writer::new(seed, BLOCK, &AREAS),

@@ -33,14 +33,18 @@ pub struct Site {
 }
 
 impl Site {
-    /// Starts the daemons.
-    pub fn start() -> anyhow::Result<Self> {
+    /// Starts the daemons. Every life's NAS has an address of its own: what would have the port of a storage daemon that was killed,
+    /// before it is started again, is another life's.
+    pub fn start(seed: u64) -> anyhow::Result<Self> {
         let dir = tempfile::Builder::new().prefix("crash").tempdir()?;
         let mut service = Service::new(service::program()?, dir.path())?;
         // Every step is told before it is done: that is what moments are found by.
         service.env("IMG_STORAGE_LOG", "info,img_storage_daemon=debug");
+        let config = dir.path().join("nas.toml");
+        let [low, high, ..] = seed.to_le_bytes();
+        fs::write(&config, format!("[nas]\naddress = \"127.77.{high}.{low}\"\n"))?;
         service.start(&["frontend"])?;
-        service.start(&["nas", "--name", NAS, "--frequency", FREQUENCY])?;
+        service.start(&["nas", "--name", NAS, "--frequency", FREQUENCY, "--config", &config.to_string_lossy()])?;
         for node in NODES {
             service.start(&["vm", "--name", node])?;
         }
