@@ -51,3 +51,11 @@ fn the_guarantees_hold_whatever_fails() {
     }
     assert!(tally.failures.is_empty(), "{} of {} runs went wrong", tally.failures.len(), tally.runs);
 }
+
+#[test]
+fn a_run_depends_on_its_plan_alone() {
+    let plan: Plan = "turn:-:random:4".parse().expect("a plan");
+    let (first, second) = (run(&plan), run(&plan));
+    let differ = first.trace.iter().zip(&second.trace).find(|(a, b)| a != b);
+    assert!(differ.is_none() && first.trace.len() == second.trace.len(), "{differ:?}");
+}
