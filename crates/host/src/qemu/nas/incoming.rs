@@ -100,6 +100,15 @@ impl Steps<'_> {
                 "the daemon of the incoming file of {push} is gone; not everything need be in the file"
             )));
         }
+        // It may still die before it ends by itself; what it has flushed and said so is in the file then.
+        let socket = self.incoming.socket("verify.sock").map_err(during("flush the incoming file"))?;
+        let flush = async {
+            let export = Nbd::unix(&socket, VERIFY, &[], READ).await?;
+            export.flush().await?;
+            export.disconnect().await;
+            Ok::<_, NbdError>(())
+        };
+        flush.await.map_err(during("flush the incoming file"))?;
         self.incoming.stop(GRACE).await.map_err(during("stop the incoming file's daemon"))?;
         self.home.sync(&self.home.ours(from.clone())?)?;
         let rename = || {
