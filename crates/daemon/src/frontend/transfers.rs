@@ -23,6 +23,8 @@ use crate::rate::Rate;
 
 /// A NAS may take so long to make room or to clear up.
 const NAS_WITHIN: Duration = Duration::from_secs(600);
+/// How soon a NAS that is away is told again.
+const TELL_AGAIN: Duration = Duration::from_secs(2);
 /// An image may be on its way for so long.
 const MOVED_WITHIN: Duration = Duration::from_secs(7 * 86_400);
 /// How long the end of a transfer is remembered.
@@ -144,6 +146,17 @@ pub(super) async fn look_at_image(source: &Path, size: Option<Size>) -> Result<(
 }
 
 impl Desk {
+    /// Tells a NAS how a transfer ended, however long that NAS is away: it waits for nothing else.
+    async fn tell(&self, nas: &HostName, request: Request) -> Result<Answer, Fault> {
+        let id = self.id();
+        loop {
+            match self.ask(nas, id, request.clone(), NAS_WITHIN).await {
+                Err(Fault { kind: FaultKind::Unreachable | FaultKind::Unfinished, .. }) => tokio::time::sleep(TELL_AGAIN).await,
+                answered => return answered,
+            }
+        }
+    }
+
     /// How far a transfer is, or how it ended.
     pub fn transfer(&self, id: TransferId) -> Option<TransferView> {
         self.transfers.all().get(&id).map(|t| t.view.clone())
@@ -183,7 +196,7 @@ impl Desk {
                 // Before the volume goes: who asks for it from then on is told why it is not there.
                 desk.transfers.end(id, failed.clone());
             }
-            let told = desk.ask(&nas, desk.id(), Request::Imported { volume: volume.id, complete }, NAS_WITHIN).await;
+            let told = desk.tell(&nas, Request::Imported { volume: volume.id, complete }).await;
             let how = match (failed, told) {
                 (Ok(()), told) => told.map(drop),
                 (Err(why), Ok(_)) => Err(why),
@@ -233,14 +246,14 @@ impl Desk {
             let progress = move |hundredths| teller.transfers.progress(id, hundredths);
             let served = Served { endpoint, certificates: desk.credentials.clone() };
             let copied = image::export(&served, &file, format, MOVED_WITHIN, progress).await;
-            if let Err(fault) = desk.ask(&volume.nas, desk.id(), Request::ReadDone { volume: volume.id }, NAS_WITHIN).await {
-                tracing::warn!("{}: {fault}", volume.full_name());
-            }
             let how = copied.map_err(|why| {
                 Fault::failed(format!("{} could not be exported to {}: {why}", volume.full_name(), file.display()))
                     .next("nothing is left of the file; mend the cause and export again")
             });
             desk.transfers.end(id, how);
+            if let Err(fault) = desk.tell(&volume.nas, Request::ReadDone { volume: volume.id }).await {
+                tracing::warn!("{}: {fault}", volume.full_name());
+            }
         });
         Ok(id)
     }

@@ -157,6 +157,7 @@ impl Nas {
                     stage,
                     epoch,
                     asked: Some(id),
+                    asked_before: Vec::new(),
                     lent: false,
                     assign: None,
                     mapping: None,

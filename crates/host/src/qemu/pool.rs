@@ -10,6 +10,8 @@ use serde::{Deserialize, Serialize};
 use super::{read_mark, write_mark};
 
 const MARK: &str = ".img-storage-pool";
+/// What a claim that was cut off leaves behind.
+const UNFINISHED_MARK: &str = ".img-storage-pool.new";
 
 #[derive(Debug, Serialize, Deserialize)]
 struct Mark {
@@ -65,6 +67,21 @@ pub fn anything_in(path: &Path) -> Result<Option<String>, PoolError> {
     Ok(None)
 }
 
+/// Whether a claimed pool is there to be looked into: a file system that is not mounted leaves an empty directory, in which
+/// everything would look gone.
+///
+/// # Errors
+/// When the mark cannot be read or is not there.
+pub(super) fn is_there(path: &Path) -> io::Result<()> {
+    match fs::symlink_metadata(path.join(MARK)) {
+        Ok(_) => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            Err(io::Error::other(format!("its mark {MARK} is not there; is its file system mounted?")))
+        }
+        Err(error) => Err(error),
+    }
+}
+
 /// Makes sure that `path` is the directory of `host`'s pool `pool`: made, or empty and marked now, or marked before.
 ///
 /// # Errors
@@ -94,7 +111,11 @@ fn look(path: &Path, host: &str, pool: &str) -> Result<bool, PoolError> {
         Err(error) => return Err(not_ours(format!("its mark {MARK} cannot be read: {error}"))),
         Ok(None) => {}
     }
-    let mut others = fs::read_dir(path).map_err(bad)?.filter_map(Result::ok).map(|e| e.file_name()).filter(|n| n != "lost+found");
+    let mut others = fs::read_dir(path)
+        .map_err(bad)?
+        .filter_map(Result::ok)
+        .map(|e| e.file_name())
+        .filter(|n| n != "lost+found" && n != UNFINISHED_MARK);
     if let Some(other) = others.next() {
         return Err(not_ours(format!("it is not empty (there is {}) and has no mark of ours", other.to_string_lossy())));
     }

@@ -73,8 +73,8 @@ impl Bed {
     pub async fn new() -> Self {
         let dir = tempfile::tempdir().expect("directory");
         certificates(dir.path(), &["nas-0", "node-0", "node-1"]);
-        for name in ["pool", "local"] {
-            std::fs::create_dir(dir.path().join(name)).expect("directory");
+        for (name, host, pool) in [("pool", "nas-0", "tank"), ("local", "node-0", "local")] {
+            img_storage_host::qemu::pool::claim(&dir.path().join(name), host, pool).expect("a pool");
         }
         let pools = BTreeMap::from([("tank".parse().expect("name"), dir.path().join("pool"))]);
         let nas = QemuNas::new(plane(dir.path(), "nas-0", "nas"), pools, "127.0.0.1", 20000..=29999).await;

@@ -7,6 +7,9 @@ use crate::{
 };
 use jiff::Timestamp;
 
+/// So many earlier requests of a volume are remembered.
+const REMEMBERED: usize = 16;
+
 /// An operator's wish.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Intent {
@@ -49,7 +52,7 @@ pub enum Intent {
 /// # Errors
 /// [`crate::FaultKind::Refused`] or [`crate::FaultKind::Invalid`], naming the volume, what stands against it and what to do.
 pub fn apply(v: &mut VolumeRecord, intent: &Intent, request: RequestId, now: Timestamp, reading: bool) -> Result<(), Fault> {
-    if v.asked == Some(request) {
+    if v.asked == Some(request) || v.asked_before.contains(&request) {
         return Ok(());
     }
     let name = format!("volume {}/{}", v.pool, v.name);
@@ -110,7 +113,10 @@ pub fn apply(v: &mut VolumeRecord, intent: &Intent, request: RequestId, now: Tim
             _ => return Err(Fault::refused(format!("{name} is not being filled"))),
         },
     }
-    v.asked = Some(request);
+    if let Some(before) = v.asked.replace(request) {
+        v.asked_before.insert(0, before);
+        v.asked_before.truncate(REMEMBERED);
+    }
     Ok(())
 }
 
@@ -231,6 +237,7 @@ mod tests {
             stage: Stage::Ready,
             epoch: Epoch(3),
             asked: None,
+            asked_before: Vec::new(),
             lent: false,
             assign: None,
             mapping: None,

@@ -136,6 +136,9 @@ pub struct VolumeRecord {
     /// The request whose intent was taken last: asked again, it is not taken twice.
     #[serde(default)]
     pub asked: Option<RequestId>,
+    /// The ones before it: a repetition that comes late is not taken for news.
+    #[serde(default)]
+    pub asked_before: Vec<RequestId>,
     /// A reader may have been given it: there may be a reader's export to end.
     #[serde(default)]
     pub lent: bool,

@@ -46,6 +46,7 @@ fn row(mapping: Option<Mapping>) -> VolumeRecord {
         stage: Stage::Ready,
         epoch: E,
         asked: None,
+        asked_before: Vec::new(),
         lent: false,
         assign: mapping.is_some().then(|| assign(Want::Remote)),
         mapping,

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use img_storage_model::{Epoch, SnapshotId, VolumeId, nas::DiskFile};
 use serde::{Deserialize, Serialize};
 
-use crate::qemu::{during, enough_room, look_at, read_mark, remove, sync_parent, write_mark};
+use crate::qemu::{during, enough_room, look_at, pool, read_mark, remove, sync_parent, write_mark};
 use crate::{HostError, VolumeRef};
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -59,7 +59,7 @@ impl Home {
 
     /// Whether the directory is this volume's. What is another's, or nobody's, is not looked at further.
     fn is_ours(&self) -> Result<bool, HostError> {
-        fs::read_dir(&self.pool).map_err(during(format!("look into the pool {}", self.pool.display())))?;
+        pool::is_there(&self.pool).map_err(during(format!("look into the pool {}", self.pool.display())))?;
         let mark: Option<Mark> = read_mark(&self.mark()).map_err(during(format!("read {}", self.mark().display())))?;
         Ok(mark.is_some_and(|mark| mark.volume == self.volume))
     }
@@ -99,7 +99,9 @@ impl Home {
             };
         }
         if self.dir.exists() && !self.is_ours()? {
-            let empty = fs::read_dir(&self.dir).is_ok_and(|mut entries| entries.next().is_none());
+            // A creation that was cut off may have left an unfinished mark.
+            let unfinished = |entry: &fs::DirEntry| entry.file_name() == "mark.new";
+            let empty = fs::read_dir(&self.dir).is_ok_and(|entries| entries.flatten().all(|entry| unfinished(&entry)));
             if !empty {
                 let why = "is in the way and has no mark of this volume; look at what it is and move it away";
                 return Err(HostError(format!("{} {why}", self.dir.display())));

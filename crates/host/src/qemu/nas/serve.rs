@@ -136,6 +136,8 @@ impl Steps<'_> {
         let name = new.to_string_lossy().into_owned();
         let arguments = ["create", "-q", "-f", "qcow2", "-F", "raw", "-b", "disk.raw", &name];
         exec::run(&self.host.plane.qemu_img, &arguments, QUICK).await.map_err(during("make a layer over the volume"))?;
+        // Whole before it has its name: after a loss of power that may be all there is of it.
+        self.home.sync(&new)?;
         std::fs::rename(&new, path).map_err(during(format!("create {}", path.display())))?;
         self.home.sync(path)
     }

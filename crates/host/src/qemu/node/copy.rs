@@ -159,7 +159,8 @@ impl Steps<'_> {
         if let Some(group) = self.host.guest_group {
             chown(socket, None, Some(group))?;
         }
-        fs::set_permissions(socket, fs::Permissions::from_mode(0o660))
+        let mode = if self.host.guest_group.is_some() { 0o660 } else { 0o600 };
+        fs::set_permissions(socket, fs::Permissions::from_mode(mode))
     }
 
     pub(super) async fn remove_guest(&self, force: bool) -> Result<(), HostError> {

@@ -9,7 +9,7 @@ use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use crate::HostError;
-use crate::qemu::{during, enough_room, look_at, read_mark, remove, sync_parent, write_mark};
+use crate::qemu::{during, enough_room, look_at, pool, read_mark, remove, sync_parent, write_mark};
 
 #[derive(Debug, Serialize, Deserialize)]
 struct Mark {
@@ -55,7 +55,7 @@ impl Local {
 
     fn find(&self) -> Result<Option<LocalFile>, HostError> {
         // Without its pool mounted, everything would look gone.
-        fs::read_dir(&self.pool).map_err(during(format!("look into the pool {}", self.pool.display())))?;
+        pool::is_there(&self.pool).map_err(during(format!("look into the pool {}", self.pool.display())))?;
         let file = self.file();
         let Some((size, _)) = look_at(&file).map_err(during(format!("look at {}", file.display())))? else {
             return Ok(None);

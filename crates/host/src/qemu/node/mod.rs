@@ -194,7 +194,7 @@ impl Steps<'_> {
 }
 
 fn throttle(below: &str) -> Value {
-    json!({"driver": "throttle", "node-name": "top", "throttle-group": "unlimited", "discard": "unmap", "file": below})
+    json!({"driver": "throttle", "node-name": "top", "throttle-group": "unlimited", "discard": "ignore", "file": below})
 }
 
 /// Moves `top` onto another node: one moment for the guest.
