@@ -5,7 +5,8 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, SystemTime};
 
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -88,6 +89,8 @@ pub struct Qmp {
     writer: OwnedWriteHalf,
     /// A line read so far: a read that was given up leaves its part here.
     line: Vec<u8>,
+    /// Begins the ids of this connection's commands: the answer to one of an earlier connection, which may come only now, has another.
+    name: String,
     next_id: u64,
     /// Set while a command is being written: a write that was given up makes the stream useless.
     torn: bool,
@@ -110,13 +113,14 @@ impl Qmp {
             reader: BufReader::with_capacity(64 << 10, read),
             writer,
             line: Vec::new(),
+            name: unique(),
             next_id: 1,
             torn: false,
             events: Vec::new(),
             version: Version { major: 0, minor: 0, micro: 0 },
         };
-        let greeting = timeout_at(end, qmp.message("greeting")).await.map_err(|_| late("greeting"))??;
-        qmp.version = Version::deserialize(&greeting["QMP"]["version"]["qemu"])
+        let greeting = timeout_at(end, qmp.greeting()).await.map_err(|_| late("greeting"))??;
+        qmp.version = Version::deserialize(&greeting["version"]["qemu"])
             .map_err(|_| qmp.broken("greeting", "the greeting is not QMP's"))?;
         qmp.execute("qmp_capabilities", json!({}), end.saturating_duration_since(Instant::now())).await?;
         Ok(qmp)
@@ -132,7 +136,7 @@ impl Qmp {
         if self.torn {
             return Err(self.broken(command, "an earlier command was interrupted; connect again"));
         }
-        let id = self.next_id;
+        let id = format!("{}.{}", self.name, self.next_id);
         self.next_id += 1;
         let mut text = json!({ "execute": command, "arguments": arguments, "id": id }).to_string();
         text.push('\n');
@@ -147,7 +151,7 @@ impl Qmp {
                 let mut message = self.message(command).await?;
                 if message.get("event").is_some() {
                     self.keep_event(message);
-                } else if message["id"] == id {
+                } else if message["id"] == id.as_str() {
                     if let Some(error) = message.get("error") {
                         let word = |key: &str| error[key].as_str().unwrap_or_default().to_owned();
                         return Err(QmpError::Refused { command: command.into(), class: word("class"), desc: word("desc") });
@@ -172,6 +176,20 @@ impl Qmp {
             self.events.remove(0);
         }
         self.events.push(event);
+    }
+
+    /// The greeting. Before it may come what QEMU could not deliver to the client before us: the rest of a line, events, answers.
+    async fn greeting(&mut self) -> Result<Value, QmpError> {
+        let mut cut = true;
+        loop {
+            match self.message("greeting").await {
+                Ok(mut message) if message.get("QMP").is_some() => return Ok(message["QMP"].take()),
+                Ok(message) if message.is_object() => {}
+                Err(QmpError::Broken { .. }) if std::mem::take(&mut cut) => {}
+                Ok(_) => return Err(self.broken("greeting", "the greeting is not QMP's")),
+                Err(error) => return Err(error),
+            }
+        }
     }
 
     async fn message(&mut self, command: &str) -> Result<Value, QmpError> {
@@ -203,6 +221,13 @@ impl Qmp {
     }
 }
 
+/// A name that no other connection of this or an earlier process had.
+fn unique() -> String {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    format!("{:x}.{:x}.{}", std::process::id(), now.as_nanos(), NEXT.fetch_add(1, Ordering::Relaxed))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -219,7 +244,9 @@ mod tests {
             let mut lines = BufReader::new(read).lines();
             write.write_all(greeting.as_bytes()).await.expect("write");
             for answer in answers {
-                let Ok(Some(_)) = lines.next_line().await else { return };
+                let Ok(Some(line)) = lines.next_line().await else { return };
+                let asked: Value = serde_json::from_str(&line).expect("JSON");
+                let answer = answer.replace("$ID", &asked["id"].to_string());
                 write.write_all(answer.as_bytes()).await.expect("write");
             }
             let _ = lines.next_line().await;
@@ -227,7 +254,8 @@ mod tests {
         });
     }
 
-    const HELLO: &str = "{\"QMP\": {\"version\": {\"qemu\": {\"micro\": 2, \"minor\": 0, \"major\": 10}}}}\r\n";
+    /// With what a client before had not read.
+    const HELLO: &str = "\"id\": 5}\r\n{\"event\": \"X\"}\r\n{\"return\": 3, \"id\": 1}\r\n{\"QMP\": {\"version\": {\"qemu\": {\"micro\": 2, \"minor\": 0, \"major\": 10}}}}\r\n";
 
     #[tokio::test]
     async fn events_and_late_answers_do_not_confuse() {
@@ -237,9 +265,9 @@ mod tests {
             &path,
             HELLO,
             vec![
-                "{\"return\": {}, \"id\": 1}\r\n",
-                "{\"event\": \"JOB_STATUS_CHANGE\"}\r\n{\"return\": 1, \"id\": 77}\r\n{\"return\": 42, \"id\": 2}\r\n",
-                "{\"error\": {\"class\": \"GenericError\", \"desc\": \"no\"}, \"id\": 3}\r\n",
+                "{\"return\": {}, \"id\": $ID}\r\n",
+                "{\"event\": \"JOB_STATUS_CHANGE\"}\r\n{\"return\": 1, \"id\": 77}\r\n{\"return\": 42, \"id\": $ID}\r\n",
+                "{\"error\": {\"class\": \"GenericError\", \"desc\": \"no\"}, \"id\": $ID}\r\n",
             ],
         );
         let mut qmp = Qmp::connect(&path, LONG).await.expect("connects");
@@ -263,7 +291,7 @@ mod tests {
         let error = Qmp::connect(&busy, Duration::from_millis(30)).await.expect_err("no greeting");
         assert!(matches!(error, QmpError::Deadline { .. }), "{error}");
         let stranger = dir.path().join("stranger");
-        serve(&stranger, "hello\n", vec![]);
+        serve(&stranger, "hello\nhello\n", vec![]);
         let error = Qmp::connect(&stranger, LONG).await.expect_err("not QMP");
         assert!(error.to_string().contains("not JSON"), "{error}");
         let error = Qmp::connect(&dir.path().join("none"), LONG).await.expect_err("missing");
