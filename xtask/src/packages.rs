@@ -12,16 +12,24 @@ use std::{
 pub struct Need {
     program: &'static str,
     package: &'static str,
+    /// The package that has it in another release of Debian.
+    elsewhere: Option<&'static str>,
     why: &'static str,
 }
 
 const fn need(program: &'static str, package: &'static str, why: &'static str) -> Need {
-    Need { program, package, why }
+    Need { program, package, elsewhere: None, why }
 }
 
 /// The product's own needs.
 pub const PRODUCT: [Need; 2] = [
-    need("qemu-storage-daemon", "qemu-utils", "carries the disks"),
+    // Debian 13 and the backports for 12 have it in the one, Debian 12 itself in the other.
+    Need {
+        program: "qemu-storage-daemon",
+        package: "qemu-utils",
+        elsewhere: Some("qemu-system-common"),
+        why: "carries the disks",
+    },
     need("qemu-img", "qemu-utils", "reads and writes image files"),
 ];
 /// To make and check a file system in a file.
@@ -86,6 +94,10 @@ pub fn ensure(needs: &[Need]) -> anyhow::Result<()> {
         ensure!(apt(&words)?, "the packages cannot be installed; see above, then: {by_hand}");
     }
     for need in missing {
+        if let (None, Some(package)) = (find(need.program), need.elsewhere) {
+            println!("{} is not in {} here; installing {package}", need.program, need.package);
+            ensure!(apt(&["install", package])?, "{package} cannot be installed; see above, then: apt-get install {package}");
+        }
         ensure!(find(need.program).is_some(), "{} was installed but has no {}", need.package, need.program);
     }
     Ok(())
