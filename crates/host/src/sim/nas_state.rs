@@ -118,7 +118,7 @@ impl Nases {
         let Some(dir) = self.dir_of(volume) else {
             return Vec::new();
         };
-        let overlay = dir.overlay.as_ref().filter(|o| o.live).and_then(|o| dir.patched(&o.blocks));
+        let overlay = dir.overlay.as_ref().and_then(|o| dir.patched(&o.blocks));
         [dir.readable(), overlay].into_iter().flatten().collect()
     }
 

@@ -126,10 +126,11 @@ impl State {
 
     /// A local copy was released: the NAS has every answered write it had.
     pub fn check_released(&mut self, node: &HostName, volume: VolumeId, local: &[u64]) {
-        let there = self.nases.readable(volume).unwrap_or_default();
+        // An overlay with everything in it is as good, once the node has written the pivot back down.
+        let copies = self.nases.copies(volume);
         let history = self.histories.entry(volume).or_default();
         for (block, version) in local.iter().copied().enumerate() {
-            let have = there.get(block).copied().unwrap_or(0);
+            let have = copies.iter().filter_map(|c| c.get(block).copied()).max().unwrap_or(0);
             if version > have && history.is_acked(block, version) {
                 self.log.violation(format!(
                     "{node} released a local copy with the answered {version} in block {block}; the NAS has {have}"

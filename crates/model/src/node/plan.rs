@@ -43,6 +43,17 @@ pub fn plan(record: &NodeRecord, facts: &NodeFacts) -> Decision {
     {
         return Decision::Do(NodeStep::Stop { force: true });
     }
+    // Whatever is wanted: a pivot back that is written down is done first, or was not one.
+    if let Some(qsd) = qsd.filter(|q| q.top == Layer::Local) {
+        match (&qsd.back_mirror, &qsd.copy) {
+            (Some(mirror), _) if matches!(mirror.state, JobState::Pending | JobState::Done) => {
+                return Decision::Do(NodeStep::FinalizeBack);
+            }
+            (None, Some(copy)) if copy.state != JobState::Done => {}
+            // The guest still works, or works already, on the local copy.
+            _ => return Decision::Record(NodeChange::Truth(Truth::Local)),
+        }
+    }
     match assign.want {
         Want::Gone => match qsd {
             Some(qsd) if qsd.guest => Decision::Do(NodeStep::RemoveGuest { force: assign.force }),
@@ -70,18 +81,11 @@ fn plan_remote(record: &NodeRecord, qsd: Option<&QsdFacts>, local: Option<LocalF
             None => Decision::Wait(format!("waiting for {} to export the volume", assign.nas)),
         };
     };
-    if let Some(mirror) = &qsd.back_mirror {
-        return match mirror.state {
-            JobState::Pending | JobState::Done => Decision::Do(NodeStep::FinalizeBack),
-            // The ledger's pivot back did not happen: the guest still works on the local copy.
-            _ => Decision::Record(NodeChange::Truth(Truth::Local)),
-        };
-    }
-    if qsd.back_fill.is_some() || (qsd.top == Layer::Remote && !qsd.bitmaps.is_empty() && qsd.copy.is_none()) {
+    if qsd.back_mirror.is_some()
+        || qsd.back_fill.is_some()
+        || (qsd.top == Layer::Remote && !qsd.bitmaps.is_empty() && qsd.copy.is_none())
+    {
         return Decision::Do(NodeStep::FinalizeBack);
-    }
-    if qsd.top == Layer::Local && qsd.copy.is_none() {
-        return Decision::Record(NodeChange::Truth(Truth::Local));
     }
     if !qsd.guest {
         return Decision::Do(NodeStep::AddGuest { device: assign.device });
@@ -218,10 +222,11 @@ pub fn phase(record: &NodeRecord, facts: &NodeFacts) -> NodePhase {
     match qsd {
         None if record.has_ended() => NodePhase::Gone,
         None => NodePhase::Attaching,
-        Some(q) if q.epoch != record.assign.epoch || !q.guest => NodePhase::Attaching,
+        Some(q) if q.epoch != record.assign.epoch => NodePhase::Attaching,
+        // The pivot back is written down, but not done: it can still fail.
+        Some(q) if q.top == Layer::Local && q.copy.is_none() => NodePhase::Switching,
+        Some(q) if !q.guest => NodePhase::Attaching,
         Some(q) => match q.copy.as_ref().map(|c| &c.state) {
-            // The pivot back is written down, but not done: it can still fail.
-            None if q.top == Layer::Local => NodePhase::Switching,
             Some(JobState::Ready) if !facts.local.known().copied().flatten().is_some_and(|file| file.reserved) => {
                 NodePhase::Copying
             }

@@ -195,11 +195,17 @@ fn the_way_back() {
     assert_eq!(decide(&r(true), Some(pending.clone()), Some(file())), remote);
     let written = NodeRecord { truth: Truth::Remote, ..r(true) };
     assert_eq!(decide(&written, Some(pending.clone()), Some(file())), Decision::Do(NodeStep::FinalizeBack));
+    // Also when it is to be unmapped meanwhile: until it is done, the newest writes may still become local ones.
+    let unmapped = NodeRecord { assign: Assign { want: Want::Gone, force: true, ..r(true).assign }, ..written.clone() };
+    assert_eq!(decide(&unmapped, Some(pending.clone()), Some(file())), Decision::Do(NodeStep::FinalizeBack));
     let facts = NodeFacts { qsd: Fact::Known(Some(pending)), local: Fact::Known(Some(file())) };
     assert_eq!(node::phase(&written, &facts), NodePhase::Switching, "it can still fail");
     let broken = back(JobState::Failed("no".to_owned()), JobState::Done);
     assert_eq!(decide(&r(true), Some(broken.clone()), Some(file())), Decision::Do(NodeStep::CancelBack));
-    assert_eq!(decide(&written, Some(broken), Some(file())), Decision::Record(NodeChange::Truth(Truth::Local)));
+    for written in [written, unmapped] {
+        let local = Decision::Record(NodeChange::Truth(Truth::Local));
+        assert_eq!(decide(&written, Some(broken.clone()), Some(file())), local);
+    }
 }
 
 #[test]
@@ -299,6 +305,10 @@ proptest! {
         let a = &record.assign;
         let Decision::Do(step) = decide(&record, qsd.clone(), local) else { return Ok(()) };
         let pending = |job: Option<&node::Job>| job.is_some_and(|j| matches!(j.state, JobState::Pending | JobState::Done));
+        if record.truth == Truth::Remote && matches!(step, NodeStep::Stop { .. } | NodeStep::RemoveGuest { .. }) {
+            let on_local = qsd.as_ref().is_some_and(|q| q.top == Layer::Local && q.epoch == a.epoch && q.copy.is_none());
+            prop_assert!(!on_local, "what is on the local copy may be the newest");
+        }
         match &step {
             NodeStep::RemoveLocal if record.truth == Truth::Local => {
                 prop_assert!(a.release && a.want == Want::Gone && qsd.is_none());
