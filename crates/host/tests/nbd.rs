@@ -83,22 +83,3 @@ async fn a_server_that_goes_away_ends_what_is_in_flight() {
     let error = nbd.read(0, 512).await.expect_err("broken");
     assert!(error.to_string().contains("broke"), "{error}");
 }
-
-/// `cargo test --release -p img-storage-host --test nbd -- --ignored --nocapture`
-#[tokio::test(flavor = "multi_thread")]
-#[ignore = "a measurement"]
-async fn speed() {
-    let dir = tempfile::tempdir().expect("directory");
-    let size = 1 << 30;
-    let (qsd, socket) = served(dir.path(), size).await;
-    let nbd = Nbd::unix(&socket, "x", &[], LONG).await.expect("connects");
-    for i in 0..size >> 20 {
-        nbd.write(i << 20, &vec![i as u8; 1 << 20]).await.expect("writes");
-    }
-    for _ in 0..3 {
-        let begin = std::time::Instant::now();
-        digest(&nbd, &Extents::whole(size)).await.expect("digest");
-        eprintln!("digest: {:.0} MB/s", size as f64 / 1e6 / begin.elapsed().as_secs_f64());
-    }
-    qsd.stop(LONG).await.expect("stops");
-}

@@ -2,7 +2,6 @@
 
 mod api;
 mod output;
-mod speed;
 mod support;
 mod usage;
 mod verbs;
