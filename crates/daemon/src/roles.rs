@@ -167,7 +167,7 @@ async fn start_nas(
         address,
         frequency: frequency.or(config.frequency).map_or_else(|| Interval::seconds(FREQUENCY), Ok)?,
         step_deadline: STEP_DEADLINE,
-        boot: fs::read_to_string("/proc/sys/kernel/random/boot_id").map_or_else(|_| String::new(), |id| id.trim().to_owned()),
+        boot: img_storage_host::boot_id(),
     };
     Nas::start(settings, Arc::new(host), store, journal, member, Clock::System, Ids::random())
 }

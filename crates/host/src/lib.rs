@@ -65,3 +65,8 @@ pub struct VolumeRef {
     /// Its name.
     pub name: VolumeName,
 }
+
+/// Identity of the machine's boot; empty where it cannot be told, which then counts as one and the same.
+pub fn boot_id() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/random/boot_id").map_or_else(|_| String::new(), |id| id.trim().to_owned())
+}

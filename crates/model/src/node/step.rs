@@ -82,7 +82,7 @@ pub enum NodeStep {
     },
     /// Makes the scratch file and the copy-before-write filter and moves `top` onto it: the point in time.
     InsertFleece,
-    /// The readable point in time and its `push` bitmap, merged from every frozen bitmap (for a push without fleecing: from every
+    /// The readable point in time and its `push` bitmap, merged from every bitmap of ours (for a push without fleecing: from every
     /// frozen bitmap, on `top`). With `full`, no bitmap.
     OpenSource {
         /// Everything moves; no bitmap is used.
