@@ -75,6 +75,26 @@ pub fn stop(pid: u32) {
     }
 }
 
+/// Holds a process still until [`resume`], and waits until none of its threads runs any more, not even in a system call that
+/// it had begun; but for ten seconds at most.
+pub fn hold(pid: u32) {
+    stop(pid);
+    let begun = Instant::now();
+    while moves(pid) && begun.elapsed() < Duration::from_secs(10) {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// Whether a thread of a process is not stopped.
+fn moves(pid: u32) -> bool {
+    let Ok(tasks) = fs::read_dir(format!("/proc/{pid}/task")) else { return false };
+    tasks.flatten().any(|task| {
+        let stat = fs::read_to_string(task.path().join("stat")).unwrap_or_default();
+        // The name before the state is in brackets and may itself have some.
+        stat.rsplit_once(')').is_some_and(|(_, rest)| !rest.trim_start().starts_with(['T', 't', 'Z', 'X']))
+    })
+}
+
 /// Lets a process that was stopped go on.
 pub fn resume(pid: u32) {
     if let Some(process) = process(pid) {

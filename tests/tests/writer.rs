@@ -48,9 +48,22 @@ impl Disk {
         format!("nbd+unix:///guest?socket={}", socket.display()).parse().expect("a device")
     }
 
-    fn kill(&self) {
+    fn pid(&self) -> u32 {
         let pid = fs::read_to_string(self.qsd.dir().join("pid")).expect("a pid file");
-        processes::kill_and_wait(pid.trim().parse().expect("a number"));
+        pid.trim().parse().expect("a number")
+    }
+
+    fn kill(&self) {
+        processes::kill_and_wait(self.pid());
+    }
+
+    /// Does something to the file while no write to it is half done.
+    fn while_still<T>(&self, work: impl FnOnce() -> T) -> T {
+        let pid = self.pid();
+        processes::hold(pid);
+        let result = work();
+        processes::resume(pid);
+        result
     }
 }
 
@@ -96,9 +109,9 @@ async fn what_is_wrong_is_seen() {
     let run = tokio::spawn(Arc::clone(&writer).run(device.clone(), Load::default()));
     tokio::time::sleep(Duration::from_millis(200)).await;
     // Half of the disk as it is now, half as it is later.
-    let early = fs::read(disk.image()).expect("read");
+    let early = disk.while_still(|| fs::read(disk.image()).expect("read"));
     tokio::time::sleep(Duration::from_millis(500)).await;
-    let mixed = copy(&disk.image());
+    let mixed = disk.while_still(|| copy(&disk.image()));
     File::options()
         .write(true)
         .open(disk.image().with_extension("copy"))
@@ -107,7 +120,8 @@ async fn what_is_wrong_is_seen() {
     let seen = writer.cut(&mixed).expect("read").expect_err("a mixture");
     assert!(matches!(seen, Violation::Mixed { .. }), "{seen}");
     // The disk thrown back under the writer.
-    File::options().write(true).open(disk.image()).and_then(|f| f.write_all_at(&early, 0)).expect("written");
+    let image = File::options().write(true).open(disk.image()).expect("opened");
+    disk.while_still(|| image.write_all_at(&early, 0).expect("written"));
     let seen = tokio::time::timeout(Duration::from_secs(20), run).await.expect("soon").expect("ends").expect_err("seen");
     assert!(matches!(seen, Trouble::Violation(Violation::Lost { .. })), "{seen}");
     disk.qsd.stop(Duration::from_secs(5)).await.expect("stops");

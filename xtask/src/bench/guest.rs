@@ -50,10 +50,10 @@ pub async fn measure(bed: &Bed) -> anyhow::Result<Part> {
             step.note(&format!("plain file, {}", job.name));
             got[n][0].push(fio(bed, job, &plain).await?);
         }
-        let server = Server::start(&file, true).await?;
+        let server = Server::start(&file, true, None).await?;
         for (n, job) in JOBS.iter().enumerate() {
             step.note(&format!("file by NBD, {}", job.name));
-            got[n][1].push(fio(bed, job, &nbd(&server.uri)).await?);
+            got[n][1].push(fio(bed, job, &nbd(&server.uri())).await?);
         }
         drop(server);
         let (device, _) = map(&bed.service, &["map", "g", "compute-0-0"]).await?;

@@ -218,7 +218,7 @@ impl Steps<'_> {
             "job-id": "copy", "device": "top", "replaces": source, "target": "local", "sync": "full",
             "copy-mode": mode, "filter-node-name": "mf", "on-source-error": "stop", "on-target-error": "stop",
             // The guest's requests wait behind what the copy has asked for on the same connection: QEMU's own 16 MiB starve it.
-            "buf-size": 1 << 20,
+            "buf-size": 4 << 20,
             "auto-finalize": false, "auto-dismiss": false,
         });
         session.call("blockdev-mirror", job).await?;
