@@ -15,10 +15,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-const WAYS: [&str; 6] =
-    ["img-storage", "qemu-img convert, TLS", "nbdcopy, TLS", "qemu-img convert, no TLS", "nbdcopy, no TLS", "cp, file to file"];
-/// The first three do the same work: bytes of a disk that arrive encrypted from another daemon.
-const LIKE: usize = 3;
+const WAYS: [&str; 5] =
+    ["img-storage", "qemu-img convert, TLS", "qemu-img convert, no TLS", "nbdcopy, no TLS", "cp, file to file"];
+/// The first two do the same work: bytes of a disk that arrive encrypted from another daemon. (nbdcopy cannot be told whose
+/// name the NAS's certificate has.)
+const ALIKE: usize = 2;
 
 /// An NBD server of one file.
 pub struct Server {
@@ -79,7 +80,7 @@ pub async fn measure(bed: &Bed) -> anyhow::Result<Part> {
     let client = pki.join("compute-0-0");
     let target = bed.dir.join("copy.raw");
     let mut times = vec![Vec::new(); WAYS.len()];
-    for round in 0..bed.rounds(6) {
+    for round in 0..bed.rounds(5) {
         let step = Step::new("copies, in turns");
         for turn in 0..WAYS.len() {
             // Each comes first once.
@@ -98,7 +99,7 @@ pub async fn measure(bed: &Bed) -> anyhow::Result<Part> {
     }
     bed.cli(&["delete", "c", "--yes"]).await?;
     let best = |times: &[Vec<f64>]| times.iter().map(|t| median(t)).fold(f64::INFINITY, f64::min);
-    let (alike, all) = (best(&times[1..LIKE]), best(&times[1..]));
+    let (alike, all) = (best(&times[1..ALIKE]), best(&times[1..]));
     let mib = bed.size as f64 / f64::from(1 << 20);
     let rows: Vec<Vec<String>> = WAYS
         .iter()
@@ -119,10 +120,10 @@ pub async fn measure(bed: &Bed) -> anyhow::Result<Part> {
     let text = format!(
         "{}\n{mib:.0} MiB of random bytes, {} rounds, the source thrown out of the page cache before each, the target on stable storage \
          at the end. img-storage: from `map --sync` to `local`, over TCP with TLS, attaching and switching included. qemu-img and \
-         nbdcopy: from an NBD server of the same kind over TCP. Aim: ≥ 0.9 × the best of those that do the same, encrypted; next to \
-         that the best of all, which do without.\n",
-        table(&["way", "median time", "rate", "range, MiB/s", "× the best other with TLS", "× the best other"], &rows),
-        bed.rounds(6)
+         nbdcopy: from an NBD server of the same kind over TCP. Aim: ≥ 0.9 × \
+         what does the same, encrypted; in the last column the best of all.\n",
+        table(&["way", "median time", "rate", "range, MiB/s", "× the other with TLS", "× the best other"], &rows),
+        bed.rounds(5)
     );
     Ok(Part { title: "Copy to the node", text })
 }
@@ -151,13 +152,8 @@ async fn theirs(way: &str, source: &Path, server: &Server, tls: Option<&Path>, t
         copy.arg("--reflink=never").arg(source).arg(&target);
         copy
     } else if way.starts_with("nbdcopy") {
-        let uri = match tls {
-            // The certificate is made out to the NAS's name; this version of libnbd can only ask for the address's.
-            Some(dir) => format!("nbds://127.0.0.1:{port}/v?tls-certificates={}&tls-verify-peer=false", dir.display()),
-            None => server.uri(),
-        };
         let mut copy = Command::new("nbdcopy");
-        copy.args(["--flush", &uri]).arg(&target);
+        copy.args(["--flush", &server.uri()]).arg(&target);
         copy
     } else {
         let mut copy = Command::new("qemu-img");
