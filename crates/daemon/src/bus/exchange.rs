@@ -1,6 +1,6 @@
 //! The embedded bus: names to inboxes, in memory.
 
-use super::{Delivery, Member, Post, Wire};
+use super::{Delivery, Foreign, Member, Post, ReplyTo, Wire};
 use img_storage_model::{Fault, HostName, messages::Envelope};
 use std::{
     collections::BTreeMap,
@@ -16,6 +16,8 @@ pub type Tap = Box<dyn Fn(&Envelope) -> Vec<Duration> + Send + Sync>;
 #[derive(Default)]
 pub struct Exchange {
     members: Mutex<BTreeMap<HostName, mpsc::UnboundedSender<Delivery>>>,
+    /// Askers that are not ours, by the queue they wait on.
+    askers: Mutex<BTreeMap<String, mpsc::UnboundedSender<Vec<u8>>>>,
     tap: Option<Tap>,
 }
 
@@ -27,7 +29,7 @@ impl Exchange {
 
     /// An exchange whose deliveries the tap decides.
     pub fn tapped(tap: Tap) -> Arc<Self> {
-        Arc::new(Exchange { members: Mutex::default(), tap: Some(tap) })
+        Arc::new(Exchange { tap: Some(tap), ..Self::default() })
     }
 
     /// Takes a place under a name.
@@ -75,12 +77,33 @@ impl Exchange {
             Some(inbox) => match inbox.send(Delivery::Message(message)) {
                 Ok(()) => return,
                 Err(mpsc::error::SendError(Delivery::Message(message) | Delivery::Unroutable(message))) => message,
+                Err(mpsc::error::SendError(Delivery::Foreign(_))) => return,
             },
             None => message,
         };
         if let Some(sender) = members.get(&returned.from) {
             // A sender that has left does not care.
             let _ = sender.send(Delivery::Unroutable(returned));
+        }
+    }
+
+    /// Asks as the original's front end does: once, from a queue of one's own, on which the answers arrive. Nothing arrives
+    /// where nobody has the name.
+    pub fn ask(&self, to: &HostName, reply_to: ReplyTo, body: Vec<u8>) -> mpsc::UnboundedReceiver<Vec<u8>> {
+        let (sender, answers) = mpsc::unbounded_channel();
+        self.askers.lock().unwrap_or_else(PoisonError::into_inner).insert(reply_to.queue.clone(), sender);
+        let members = self.members.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(inbox) = members.get(to) {
+            let _ = inbox.send(Delivery::Foreign(Foreign { user: None, reply_to: Some(reply_to), body }));
+        }
+        answers
+    }
+
+    pub(super) fn reply(&self, to: &ReplyTo, body: Vec<u8>) {
+        let mut askers = self.askers.lock().unwrap_or_else(PoisonError::into_inner);
+        askers.retain(|_, asker| !asker.is_closed());
+        if let Some(asker) = askers.get(&to.queue) {
+            let _ = asker.send(body);
         }
     }
 }

@@ -12,6 +12,7 @@ use img_storage_model::{
     HostName,
     messages::{Body, Envelope, VERSION},
 };
+use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use tokio::sync::mpsc;
 
@@ -22,6 +23,28 @@ pub enum Delivery {
     Message(Envelope),
     /// A message of its own that nobody could take: there is no such name on the bus now.
     Unroutable(Envelope),
+    /// A message for it that no daemon of ours sent.
+    Foreign(Foreign),
+}
+
+/// A message in the words of the original's front end, or in none: it is taken apart by who gets it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Foreign {
+    /// Whose connection it came over, where the broker vouches for that.
+    pub user: Option<String>,
+    /// Where the answer goes; without it nobody waits for one.
+    pub reply_to: Option<ReplyTo>,
+    /// It, as it came.
+    pub body: Vec<u8>,
+}
+
+/// Where somebody waits for the answer to a [`Foreign`] message. It outlives a restart of who answers.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct ReplyTo {
+    /// The queue that was named.
+    pub queue: String,
+    /// The asker's number of the message; with the queue it tells a repeated message from a new one.
+    pub message: String,
 }
 
 /// A daemon's way to send.
@@ -52,6 +75,15 @@ impl Post {
                 // Closed only while this process ends.
                 let _ = wire.send(message);
             }
+        }
+    }
+
+    /// Answers a [`Foreign`] message, or at least tries: who asked may have gone.
+    pub fn answer(&self, to: &ReplyTo, body: Vec<u8>) {
+        match &self.wire {
+            Wire::Exchange(exchange) => exchange.reply(to, body),
+            // Nobody foreign speaks over this one.
+            Wire::Socket(_) => {}
         }
     }
 }

@@ -71,6 +71,7 @@ async fn member(exchange: Arc<Exchange>, stream: UnixStream) -> std::io::Result<
             let (returned, message) = match delivery {
                 Delivery::Message(message) => (false, message),
                 Delivery::Unroutable(message) => (true, message),
+                Delivery::Foreign(_) => continue,
             };
             write.write_all(&encode(&(returned, message))?).await?;
         }

@@ -88,6 +88,7 @@ impl Desk {
                 Delivery::Message(message) => {
                     tracing::warn!(from = %message.from, "a message of version {} was dropped", message.v)
                 }
+                Delivery::Foreign(message) => tracing::warn!(user = message.user, "a message that is none of ours was dropped"),
                 Delivery::Unroutable(message) => {
                     if let Some(host) = self.known().get_mut(&message.to) {
                         host.away = true;

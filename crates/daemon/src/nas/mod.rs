@@ -195,6 +195,7 @@ impl Nas {
                     tracing::warn!(from = %message.from, "a message of version {} was dropped", message.v)
                 }
                 Delivery::Unroutable(message) => self.returned(&message),
+                Delivery::Foreign(message) => tracing::warn!(user = message.user, "a message that is none of ours was dropped"),
             }
         }
     }

@@ -115,6 +115,7 @@ impl Node {
                         self.frontend_away.store(true, Ordering::Relaxed);
                     }
                 }
+                Delivery::Foreign(message) => tracing::warn!(user = message.user, "a message that is none of ours was dropped"),
             }
         }
     }
