@@ -11,7 +11,7 @@ use crate::{
     nas::{self, Nas},
     node::{self, Node},
     pki::{self, Pki},
-    store::{JOURNAL, Journal, LEDGER, NasStore, NodeStore},
+    store::{Commits, JOURNAL, Journal, LEDGER, NasStore, NodeStore},
     tasks::Running,
 };
 use img_storage_host::qemu::{
@@ -158,7 +158,7 @@ async fn start_nas(
     for (pool, path) in &pools {
         claim(path, name, pool.as_str())?;
     }
-    let store = NasStore::open(&dir.join(LEDGER))?;
+    let store = NasStore::open(&dir.join(LEDGER), Commits::Grouped)?;
     let journal = Journal::open(&dir.join(JOURNAL))?;
     let address = config.nas.address.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST)).to_string();
     let host = QemuNas::new(plane(&dir, pki, name)?, pools, &address, PORTS).await;
@@ -176,7 +176,7 @@ async fn start_node(layout: &Layout, config: &Config, name: &HostName, pki: &Pki
     let dir = layout.host(name)?;
     let pool = node_pool(layout, config, name)?;
     claim(&pool, name, LOCAL_POOL)?;
-    let store = NodeStore::open(&dir.join(LEDGER))?;
+    let store = NodeStore::open(&dir.join(LEDGER), Commits::Grouped)?;
     let journal = Journal::open(&dir.join(JOURNAL))?;
     let host = QemuNode::new(plane(&dir, pki, name)?, LOCAL_POOL, pool, None).await;
     let settings = node::Config { frontend: frontend_name(config)?, step_deadline: STEP_DEADLINE };

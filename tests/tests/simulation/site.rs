@@ -6,7 +6,7 @@ use img_storage_daemon::{
     clock::{Clock, Ids},
     nas::{self, Nas},
     node::{self, Node},
-    store::{Journal, NasStore, NodeStore},
+    store::{Commits, Journal, NasStore, NodeStore},
     tasks::Running,
 };
 use img_storage_host::sim::{Crash, Faults, SimNas, World};
@@ -221,11 +221,11 @@ impl Site {
             };
             let ids = Ids::seeded(self.seed.wrapping_mul(1000) + self.starts.fetch_add(1, Ordering::Relaxed));
             let host = Arc::new(self.faults.nas(self.host.clone()));
-            Nas::start(config, host, NasStore::open(&ledger)?, journal, member, self.clock, ids)?
+            Nas::start(config, host, NasStore::open(&ledger, Commits::Single)?, journal, member, self.clock, ids)?
         } else {
             let config = node::Config { frontend: host("front"), step_deadline: STEP_DEADLINE };
             let host = Arc::new(self.faults.node(name));
-            Node::start(config, host, NodeStore::open(&ledger)?, journal, member, self.clock)?
+            Node::start(config, host, NodeStore::open(&ledger, Commits::Single)?, journal, member, self.clock)?
         };
         lock(&self.daemons).insert(name.clone(), running);
         Ok(())

@@ -59,7 +59,7 @@ fn rebooted(record: &mut VolumeRecord, store: &NasStore) -> Result<(), Fault> {
     let Some(mapping) = &mut record.mapping else { return Ok(()) };
     if mapping.authority != Authority::Node && !mapping.base_unsure {
         mapping.base_unsure = true;
-        store.put(record)?;
+        store.put_now(record)?;
     }
     Ok(())
 }
