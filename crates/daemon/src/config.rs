@@ -1,6 +1,9 @@
 //! The configuration file: TOML, every key known, every value checked before anything starts.
 
-use img_storage_model::{Fault, HostName, Interval, PoolName};
+use img_storage_model::{
+    Fault, HostName, Interval, PoolName,
+    attribute::{Speed, SyncWorkers},
+};
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
 
@@ -10,6 +13,14 @@ use std::path::{Path, PathBuf};
 pub struct Config {
     /// How old the NAS's copy of a volume may get while its node has newer writes.
     pub frequency: Option<Interval>,
+    /// How fast volumes may go to nodes.
+    #[serde(default, deserialize_with = "speed")]
+    pub download_speed: Option<Speed>,
+    /// How fast changes may go home.
+    #[serde(default, deserialize_with = "speed")]
+    pub upload_speed: Option<Speed>,
+    /// How many transfers a NAS lets run at once in each direction.
+    pub sync_workers: Option<SyncWorkers>,
     /// The front end.
     #[serde(default)]
     pub frontend: Frontend,
@@ -19,6 +30,11 @@ pub struct Config {
     /// Every node.
     #[serde(default)]
     pub vm: Vm,
+}
+
+/// A speed as operators write it.
+fn speed<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Option<Speed>, D::Error> {
+    String::deserialize(from)?.parse().map(Some).map_err(serde::de::Error::custom)
 }
 
 /// `[frontend]`
@@ -101,6 +117,9 @@ mod tests {
         for bad in [
             "frequncy = \"60s\"",
             "frequency = \"often\"",
+            "upload_speed = \"fast\"",
+            "download_speed = \"0\"",
+            "sync_workers = 0",
             "[nas]\nadress = \"127.0.0.1\"",
             "[nas.pools]\n\"a/b\" = \"/x\"",
             "[vm]\nnodes = -1",

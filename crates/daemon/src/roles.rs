@@ -20,7 +20,7 @@ use img_storage_host::qemu::{
     node::QemuNode,
     pool::{self, PoolError},
 };
-use img_storage_model::{Fault, HostName, Interval, PoolName, messages::Role};
+use img_storage_model::{Fault, HostName, Interval, PoolName, attribute::Defaults, messages::Role};
 use std::{
     collections::BTreeMap,
     fs,
@@ -145,6 +145,18 @@ fn ledger_of(layout: &Layout, name: &HostName, pool: &Path) -> Result<(), Fault>
     })
 }
 
+/// What counts where no attribute was set.
+fn defaults(config: &Config, frequency: Option<Interval>) -> Result<Defaults, Fault> {
+    let frequency = frequency.or(config.frequency).map_or_else(|| Interval::seconds(FREQUENCY), Ok)?;
+    let built_in = Defaults::of(frequency);
+    Ok(Defaults {
+        frequency,
+        download_speed: config.download_speed.unwrap_or(built_in.download_speed),
+        upload_speed: config.upload_speed.unwrap_or(built_in.upload_speed),
+        sync_workers: config.sync_workers.unwrap_or(built_in.sync_workers),
+    })
+}
+
 async fn start_nas(
     layout: &Layout,
     config: &Config,
@@ -165,7 +177,7 @@ async fn start_nas(
     let settings = nas::Config {
         frontend: frontend_name(config)?,
         address,
-        frequency: frequency.or(config.frequency).map_or_else(|| Interval::seconds(FREQUENCY), Ok)?,
+        defaults: defaults(config, frequency)?,
         step_deadline: STEP_DEADLINE,
         boot: img_storage_host::boot_id(),
     };

@@ -13,6 +13,7 @@ use img_storage_host::sim::{Crash, Faults, SimNas, World};
 use img_storage_model::{
     Fault, HostName, Interval, RequestId, VolumeId,
     api::{Answer, Request, VolumeView},
+    attribute::Defaults,
     messages::{Body, Envelope, Hello, Role},
 };
 use jiff::Timestamp;
@@ -216,7 +217,7 @@ impl Site {
                 boot: format!("boot {}", self.boots.load(Ordering::Relaxed)),
                 frontend: host("front"),
                 address: name.to_string(),
-                frequency: Interval::seconds(60)?,
+                defaults: Defaults::of(Interval::seconds(60)?),
                 step_deadline: STEP_DEADLINE,
             };
             let ids = Ids::seeded(self.seed.wrapping_mul(1000) + self.starts.fetch_add(1, Ordering::Relaxed));

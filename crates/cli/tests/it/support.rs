@@ -39,6 +39,7 @@ pub fn volume(number: u128, name: &str, size: &str, phase: Phase) -> VolumeView 
         sync: false,
         lag: None,
         frequency: None,
+        next_sync: None,
         dirty: None,
         progress: None,
         rate: None,
