@@ -32,7 +32,7 @@ impl Nas {
             Ok(None) => {
                 let remember = !matches!(request, Request::Find { .. } | Request::History { .. } | Request::Attributes { .. });
                 let answer = self.answer(&from, id, request).await.map(Box::new);
-                if remember && let Err(fault) = self.store.remember(id, &answer, self.clock.now()) {
+                if remember && let Err(fault) = self.store.remember(id, &answer, self.clock.now()).await {
                     tracing::warn!("{fault}");
                 }
                 answer
@@ -167,7 +167,7 @@ impl Nas {
                     assign: None,
                     mapping: None,
                 };
-                self.store.put(&record)?;
+                self.store.put(&record).await?;
                 self.enter(record);
                 volume
             }

@@ -47,12 +47,14 @@ impl Nas {
                 self.intend(volume, id, Intent::Attributes { changes }).await?;
             }
             AttributesOf::Nas => {
-                let mut settings = self.settings.lock().unwrap_or_else(PoisonError::into_inner);
-                let next = settings.changed(&changes, notes, id, self.clock.now())?;
-                if next != *settings {
-                    self.store.put_attributes(&next)?;
-                    *settings = next;
-                    drop(settings);
+                // From what they are now to what is durable, one at a time.
+                let _turn = self.setting.lock().await;
+                let settings = || self.settings.lock().unwrap_or_else(PoisonError::into_inner);
+                let now = settings().clone();
+                let next = now.changed(&changes, notes, id, self.clock.now())?;
+                if next != now {
+                    self.store.put_attributes(&next).await?;
+                    *settings() = next;
                     for (name, value) in &changes {
                         tracing::info!("{name} is {}", value.as_deref().unwrap_or("not set any more"));
                     }
