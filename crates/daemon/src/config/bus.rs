@@ -27,6 +27,7 @@ const LONGEST_HEARTBEAT: u64 = 60;
 #[serde(deny_unknown_fields)]
 pub struct Bus {
     /// The brokers, `HOST` or `HOST:PORT`; any one is enough.
+    #[serde(default)]
     pub hosts: Vec<Address>,
     /// The virtual host.
     pub vhost: Option<String>,
