@@ -39,6 +39,7 @@ pub fn volume(number: u128, name: &str, size: &str, phase: Phase) -> VolumeView 
         device: None,
         sync: false,
         lag: None,
+        home: None,
         frequency: None,
         next_sync: None,
         dirty: None,
