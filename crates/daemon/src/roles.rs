@@ -225,7 +225,13 @@ async fn start_nas(
     Nas::start(settings, Arc::new(host), store, journal, member, Clock::System, Ids::random())
 }
 
-async fn start_node(layout: &Layout, config: &Config, name: &HostName, pki: &Credentials, member: Member) -> Result<Running, Fault> {
+async fn start_node(
+    layout: &Layout,
+    config: &Config,
+    name: &HostName,
+    pki: &Credentials,
+    member: Member,
+) -> Result<Running, Fault> {
     let dir = layout.host(name)?;
     let pool = node_pool(layout, config, name)?;
     claim(&pool, name, LOCAL_POOL)?;
@@ -243,7 +249,13 @@ struct Front {
     _http: tokio::task::JoinHandle<()>,
 }
 
-async fn start_frontend(layout: &Layout, config: &Config, name: &HostName, pki: &Credentials, member: Member) -> Result<Front, Fault> {
+async fn start_frontend(
+    layout: &Layout,
+    config: &Config,
+    name: &HostName,
+    pki: &Credentials,
+    member: Member,
+) -> Result<Front, Fault> {
     let (desk, running) = Desk::start(member, Clock::System, Ids::random(), pki.of(name)?, cluster(config)?);
     let http = http::serve(Arc::clone(&desk) as Arc<dyn http::Office>, &layout.api_socket()).await?;
     Ok(Front { desk, _running: running, _http: http })

@@ -25,7 +25,8 @@ use uuid::Uuid;
 
 /// The hosts that the shared broker knows: for each test its own, for a name is had once.
 const HOSTS: [&str; 19] = [
-    "ant", "bat", "cat", "cow", "dog", "eel", "elk", "emu", "fly", "fox", "gnu", "hen", "jay", "kid", "owl", "pig", "ram", "rat", "yak",
+    "ant", "bat", "cat", "cow", "dog", "eel", "elk", "emu", "fly", "fox", "gnu", "hen", "jay", "kid", "owl", "pig", "ram", "rat",
+    "yak",
 ];
 /// The exchange of the original.
 pub const EXCHANGE: &str = "rocks.vm-manage";
@@ -38,6 +39,10 @@ static SHARED: Mutex<Weak<Broker>> = Mutex::const_new(Weak::new());
 
 /// The broker of the tests that run at the same time; it ends with the last of them.
 pub async fn broker() -> Arc<Broker> {
+    // What the bus has to say belongs to the test that fails.
+    let filter =
+        tracing_subscriber::EnvFilter::new(std::env::var("IMG_STORAGE_LOG").unwrap_or_else(|_| "lapin=off,info".to_owned()));
+    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_test_writer().try_init();
     let mut shared = SHARED.lock().await;
     if let Some(broker) = shared.upgrade() {
         return broker;

@@ -110,7 +110,10 @@ async fn another_version_is_told_so() {
     let newer = Stranger::connect(&broker, "elk").await;
     let signed = BasicProperties::default().with_user_id("elk".into());
     let id = RequestId(Uuid::from_u128(77));
-    let request = format!(r#"{{"v": {}, "from": "elk", "to": "emu", "body": {{"kind": "request", "id": "{id}", "news": 1}}}}"#, VERSION + 1);
+    let request = format!(
+        r#"{{"v": {}, "from": "elk", "to": "emu", "body": {{"kind": "request", "id": "{id}", "news": 1}}}}"#,
+        VERSION + 1
+    );
     assert!(newer.send("emu", request.as_bytes(), signed).await.unwrap());
     let answer = message(&mut front).await;
     let Body::Answer { id: answered, answer: Err(fault) } = answer.body else { panic!("{answer:?}") };

@@ -73,7 +73,10 @@ pub struct Address {
 impl TryFrom<String> for Address {
     type Error = Fault;
     fn try_from(text: String) -> Result<Self, Fault> {
-        let bad = |why: &str| Fault::invalid(format!("the broker {text:?} {why}")).next("write it as HOST or HOST:PORT, such as broker.example.org:5671 or [fd00::1]:5671");
+        let bad = |why: &str| {
+            Fault::invalid(format!("the broker {text:?} {why}"))
+                .next("write it as HOST or HOST:PORT, such as broker.example.org:5671 or [fd00::1]:5671")
+        };
         let (host, port) = match text.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
             Some((host, "")) => (host, None),
             Some((host, port)) => (host, Some(port.strip_prefix(':').ok_or_else(|| bad("is no address"))?)),
@@ -81,7 +84,8 @@ impl TryFrom<String> for Address {
             None => text.split_once(':').map_or((text.as_str(), None), |(host, port)| (host, Some(port))),
         };
         let port = port.map(|p| p.parse().ok().filter(|p| *p != 0).ok_or_else(|| bad("has no port that can be"))).transpose()?;
-        let name = |host: &str| host.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_')) && host.len() < 254;
+        let name =
+            |host: &str| host.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_')) && host.len() < 254;
         if host.is_empty() || !(host.parse::<IpAddr>().is_ok() || name(host)) {
             return Err(bad("is no address"));
         }
@@ -126,7 +130,9 @@ impl Config {
             return Err(bad("hosts is empty"));
         }
         if !tls && !bus.hosts.iter().all(Address::is_here) {
-            return Err(bad("tls = false is for a broker on this machine only: over the network everybody could read and speak along"));
+            return Err(bad(
+                "tls = false is for a broker on this machine only: over the network everybody could read and speak along",
+            ));
         }
         let port = if tls { PORTS.0 } else { PORTS.1 };
         let brokers = bus.hosts.iter().map(|a| Broker { host: a.host.clone(), port: a.port.unwrap_or(port) }).collect();
@@ -194,7 +200,9 @@ mod tests {
 
     #[test]
     fn a_broker_is_reached_by_what_the_host_was_issued() {
-        let settings = config("[bus]\nhosts = [\"mq1\", \"mq2:5700\", \"[fd00::1]:5701\", \"10.0.0.1\"]\n[pki]\ndir = \"/p\"").unwrap().unwrap();
+        let settings = config("[bus]\nhosts = [\"mq1\", \"mq2:5700\", \"[fd00::1]:5701\", \"10.0.0.1\"]\n[pki]\ndir = \"/p\"")
+            .unwrap()
+            .unwrap();
         let brokers: Vec<String> = settings.brokers.iter().map(ToString::to_string).collect();
         assert_eq!(brokers, ["mq1:5671", "mq2:5700", "[fd00::1]:5701", "10.0.0.1:5671"]);
         assert_eq!((settings.vhost.as_str(), &settings.login), ("img-storage", &Login::External));

@@ -260,8 +260,11 @@ impl Nas {
             Body::Request { id, .. } if !self.config.cluster.is_frontend(&from) => {
                 tracing::warn!(%from, "a request from somebody who is not the front end was refused");
                 let me = self.post.name();
-                let fault = Fault::refused(format!("{me} takes orders from {} only, not from {from}", self.config.cluster.frontend_names()))
-                    .next(format!("see that [cluster] frontends, or [frontend] name, has it where {me} runs"));
+                let fault = Fault::refused(format!(
+                    "{me} takes orders from {} only, not from {from}",
+                    self.config.cluster.frontend_names()
+                ))
+                .next(format!("see that [cluster] frontends, or [frontend] name, has it where {me} runs"));
                 self.post.send(&from, Body::Answer { id, answer: Err(fault) });
             }
             Body::Request { id, request } => {

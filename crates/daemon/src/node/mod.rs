@@ -140,7 +140,9 @@ impl Node {
     fn take(self: &Arc<Self>, message: Envelope) {
         let from = message.from;
         match message.body {
-            Body::Hello(Hello { role: Role::Nas, .. }) | Body::Assign(_) | Body::WhoUses { .. } if !self.config.cluster.is_nas(&from) => {
+            Body::Hello(Hello { role: Role::Nas, .. }) | Body::Assign(_) | Body::WhoUses { .. }
+                if !self.config.cluster.is_nas(&from) =>
+            {
                 tracing::warn!(%from, "a message of somebody who is no NAS of this cluster was refused; see [cluster] nases");
             }
             Body::Hello(hello) => {

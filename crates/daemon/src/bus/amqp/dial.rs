@@ -1,11 +1,7 @@
 //! Getting through to a broker: TCP, TLS by rustls, the AMQP handshake; and what went wrong when it did not work.
 
 use super::{Broker, Login, Settings, Tls};
-use async_rs::{
-    Runtime, Tokio,
-    traits::Reactor,
-    util::RuntimeParts,
-};
+use async_rs::{Runtime, Tokio, traits::Reactor, util::RuntimeParts};
 use futures_core::Stream;
 use lapin::{
     Connection, ConnectionProperties, ErrorKind,
@@ -74,7 +70,11 @@ impl Trouble {
             ErrorKind::ProtocolError(said) => {
                 let text = format!("{doing}: the broker says: {}", said.get_message());
                 // Refused access, unknown virtual host or user, things declared otherwise; the rest is the broker's own trouble.
-                if matches!(said.get_id(), 402 | 403 | 404 | 405 | 406 | 530) { Trouble::Refused(text) } else { Trouble::Away(text) }
+                if matches!(said.get_id(), 402 | 403 | 404 | 405 | 406 | 530) {
+                    Trouble::Refused(text)
+                } else {
+                    Trouble::Away(text)
+                }
             }
             ErrorKind::IOError(error) => Self::of_io(doing, error),
             _ => Trouble::Away(format!("{doing}: {error}")),
@@ -83,9 +83,15 @@ impl Trouble {
 
     fn of_io(doing: &str, error: &io::Error) -> Self {
         match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
-            Some(rustls::Error::AlertReceived(alert)) => Trouble::Refused(format!("{doing}: the broker refuses this host's certificate ({alert:?})")),
-            Some(rustls::Error::InvalidCertificate(why)) => Trouble::Refused(format!("{doing}: the broker's certificate is not accepted: {why:?}")),
+            Some(rustls::Error::AlertReceived(alert)) => {
+                Trouble::Refused(format!("{doing}: the broker refuses this host's certificate ({alert:?})"))
+            }
+            Some(rustls::Error::InvalidCertificate(why)) => {
+                Trouble::Refused(format!("{doing}: the broker's certificate is not accepted: {why:?}"))
+            }
             Some(why) => Trouble::Refused(format!("{doing}: TLS: {why}")),
+            // What the library says to this is for programmers.
+            None if error.kind() == io::ErrorKind::UnexpectedEof => Trouble::Away(format!("{doing}: the connection was closed")),
             None => Trouble::Away(format!("{doing}: {error}")),
         }
     }
@@ -170,7 +176,8 @@ fn refused(alert: &Mutex<Option<String>>) -> Option<Dislike> {
 }
 
 pub(super) fn password(file: &Path) -> Result<String, Trouble> {
-    let text = fs::read_to_string(file).map_err(|e| Trouble::Refused(format!("the broker's password in {} cannot be read: {e}", file.display())))?;
+    let text = fs::read_to_string(file)
+        .map_err(|e| Trouble::Refused(format!("the broker's password in {} cannot be read: {e}", file.display())))?;
     Ok(text.trim_end_matches(['\r', '\n']).to_owned())
 }
 
@@ -204,7 +211,9 @@ pub(super) fn client(tls: &Tls) -> Result<ClientConfig, Trouble> {
         .map_err(|e| Trouble::Refused(format!("TLS: {e}")))?
         .with_root_certificates(roots);
     let Some((certificate, key)) = &tls.identity else { return Ok(config.with_no_client_auth()) };
-    let chain = CertificateDer::pem_file_iter(certificate).and_then(Iterator::collect).map_err(|e| bad("certificate", certificate, &e))?;
+    let chain = CertificateDer::pem_file_iter(certificate)
+        .and_then(Iterator::collect)
+        .map_err(|e| bad("certificate", certificate, &e))?;
     let secret = PrivateKeyDer::from_pem_file(key).map_err(|e| bad("key", key, &e))?;
     config.with_client_auth_cert(chain, secret).map_err(|e| bad("certificate", certificate, &e))
 }

@@ -131,7 +131,8 @@ pub(super) fn read(me: &HostName, vouched: bool, properties: &BasicProperties, d
             };
             let asked = body.filter(|b| b.kind.as_deref() == Some("request")).and_then(|b| b.id);
             let answer = from.zip(asked).map(|(from, id)| {
-                let fault = Fault::refused(why.clone()).next(format!("nothing was changed; run the same version of img-storage on {from} and {me}"));
+                let fault = Fault::refused(why.clone())
+                    .next(format!("nothing was changed; run the same version of img-storage on {from} and {me}"));
                 (from, Body::Answer { id, answer: Err(fault) })
             });
             Letter::Refused { why, answer }
@@ -180,7 +181,9 @@ mod tests {
     #[test]
     fn who_asks_in_another_version_is_answered() {
         let read = super::read(&host("nas"), true, &from("front"), bytes(&request(VERSION + 1)));
-        let Letter::Refused { why, answer: Some((to, Body::Answer { answer: Err(fault), .. })) } = read else { panic!("{read:?}") };
+        let Letter::Refused { why, answer: Some((to, Body::Answer { answer: Err(fault), .. })) } = read else {
+            panic!("{read:?}")
+        };
         assert!(why.contains("version 2") && fault.message.contains("version 1") && to == host("front"));
         let forged = super::read(&host("nas"), true, &from("compute"), bytes(&request(VERSION + 1)));
         assert!(matches!(forged, Letter::Refused { answer: None, .. }));
@@ -190,8 +193,11 @@ mod tests {
 
     #[test]
     fn everything_else_is_handed_on_as_it_came() {
-        let properties = BasicProperties::default().with_reply_to("amq.gen-x".into()).with_message_id("18446744073709551615".into());
-        for body in ["", "{", "[]", "7", "null", r#"{"action":"list_zvols"}"#, r#"{"action":"map_zvol","zvol":"v"}"#, "\u{0}\u{ff}"] {
+        let properties =
+            BasicProperties::default().with_reply_to("amq.gen-x".into()).with_message_id("18446744073709551615".into());
+        for body in
+            ["", "{", "[]", "7", "null", r#"{"action":"list_zvols"}"#, r#"{"action":"map_zvol","zvol":"v"}"#, "\u{0}\u{ff}"]
+        {
             let read = read(&host("nas"), true, &properties, body.into());
             let reply_to = ReplyTo { queue: "amq.gen-x".into(), message: "18446744073709551615".into() };
             assert_eq!(read, Letter::Foreign(Foreign { user: None, reply_to: Some(reply_to), body: body.into() }));

@@ -43,7 +43,11 @@ pub struct Broker {
 
 impl fmt::Display for Broker {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.host.contains(':') { write!(f, "[{}]:{}", self.host, self.port) } else { write!(f, "{}:{}", self.host, self.port) }
+        if self.host.contains(':') {
+            write!(f, "[{}]:{}", self.host, self.port)
+        } else {
+            write!(f, "{}:{}", self.host, self.port)
+        }
     }
 }
 
@@ -99,7 +103,9 @@ impl Settings {
     /// # Errors
     /// [`img_storage_model::FaultKind::Invalid`], naming the one that cannot.
     pub fn check(&self) -> Result<(), Fault> {
-        let bad = |trouble: Trouble| Fault::invalid(trouble.to_string()).next("nothing was started; see [bus] and [pki] in the configuration");
+        let bad = |trouble: Trouble| {
+            Fault::invalid(trouble.to_string()).next("nothing was started; see [bus] and [pki] in the configuration")
+        };
         if let Login::Plain { password_file, .. } = &self.login {
             dial::password(password_file).map_err(bad)?;
         }
@@ -235,8 +241,10 @@ impl Supervisor {
 
     fn fault(&self, trouble: &Trouble) -> Fault {
         match trouble {
-            Trouble::NameTaken => Fault::refused(format!("a daemon named {} is on the bus already, from another host or process", self.name))
-                .next("stop it first, or start this one under another --name"),
+            Trouble::NameTaken => {
+                Fault::refused(format!("a daemon named {} is on the bus already, from another host or process", self.name))
+                    .next("stop it first, or start this one under another --name")
+            }
             Trouble::Refused(why) => Fault::refused(format!("{} cannot join the bus: {why}", self.name))
                 .next("see [bus] in the configuration, and the broker's users, permissions and certificates"),
             Trouble::Away(why) => Fault::unreachable(format!("{} cannot join the bus: {why}", self.name)),

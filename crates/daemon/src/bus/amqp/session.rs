@@ -123,7 +123,13 @@ async fn declare(connection: &Connection, name: &HostName, writer: &Writer) -> R
     }
 }
 
-async fn send(channel: &Channel, exchange: &str, key: &str, body: &[u8], properties: BasicProperties) -> lapin::Result<PublisherConfirm> {
+async fn send(
+    channel: &Channel,
+    exchange: &str,
+    key: &str,
+    body: &[u8],
+    properties: BasicProperties,
+) -> lapin::Result<PublisherConfirm> {
     let options = BasicPublishOptions { mandatory: true, immediate: false };
     channel.basic_publish(exchange.into(), key.into(), options, body, properties).await
 }
