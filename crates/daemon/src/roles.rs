@@ -91,7 +91,7 @@ fn cluster(config: &Config) -> Result<Cluster, Fault> {
 /// Where a host's certificates come from.
 enum Credentials {
     /// A CA of this machine's own.
-    Made(Pki),
+    Made(Box<Pki>),
     /// They were made elsewhere, and lie in this directory.
     Issued(PathBuf),
 }
@@ -102,7 +102,7 @@ impl Credentials {
             Some(dir) => Ok(Credentials::Issued(dir.to_owned())),
             None if config.bus.is_some() => Err(Fault::invalid("[bus] is configured without [pki] dir")
                 .next("nothing was started; name the directory of the certificates that were issued for this host")),
-            None => Ok(Credentials::Made(Pki::open(&layout.pki())?)),
+            None => Ok(Credentials::Made(Box::new(Pki::open(&layout.pki())?))),
         }
     }
 

@@ -221,8 +221,8 @@ impl Nas {
 
     /// The bus is there (again): nodes say what they hold, and are told what they are to hold.
     fn connected(self: &Arc<Self>) {
-        for host in self.config.cluster.frontends.iter().cloned() {
-            self.hello(&host, false);
+        for host in &self.config.cluster.frontends {
+            self.hello(host, false);
         }
         for node in self.nodes() {
             self.hello(&node, true);
@@ -336,8 +336,8 @@ impl Nas {
         }
         loop {
             self.frontend_away.store(false, Ordering::Relaxed);
-            for host in self.config.cluster.frontends.iter().cloned() {
-                self.hello(&host, false);
+            for host in &self.config.cluster.frontends {
+                self.hello(host, false);
             }
             // A front end that is only just starting is greeted soon.
             tokio::time::sleep(HELLO_AGAIN).await;
