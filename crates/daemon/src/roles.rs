@@ -12,7 +12,7 @@ use crate::{
     nas::{self, Nas},
     node::{self, Node},
     pki::{self, Pki},
-    store::{JOURNAL, Journal, LEDGER, NasStore, NodeStore},
+    store::{Commits, JOURNAL, Journal, LEDGER, NasStore, NodeStore},
     tasks::Running,
 };
 use img_storage_host::qemu::{
@@ -21,7 +21,7 @@ use img_storage_host::qemu::{
     node::QemuNode,
     pool::{self, PoolError},
 };
-use img_storage_model::{Fault, HostName, Interval, PoolName, messages::Role};
+use img_storage_model::{Fault, HostName, Interval, PoolName, attribute::Defaults, messages::Role};
 use std::{
     collections::BTreeMap,
     fs,
@@ -198,6 +198,18 @@ fn ledger_of(layout: &Layout, name: &HostName, pool: &Path) -> Result<(), Fault>
     })
 }
 
+/// What counts where no attribute was set.
+fn defaults(config: &Config, frequency: Option<Interval>) -> Result<Defaults, Fault> {
+    let frequency = frequency.or(config.frequency).map_or_else(|| Interval::seconds(FREQUENCY), Ok)?;
+    let built_in = Defaults::of(frequency);
+    Ok(Defaults {
+        frequency,
+        download_speed: config.download_speed.unwrap_or(built_in.download_speed),
+        upload_speed: config.upload_speed.unwrap_or(built_in.upload_speed),
+        sync_workers: config.sync_workers.unwrap_or(built_in.sync_workers),
+    })
+}
+
 async fn start_nas(
     layout: &Layout,
     config: &Config,
@@ -211,14 +223,14 @@ async fn start_nas(
     for (pool, path) in &pools {
         claim(path, name, pool.as_str())?;
     }
-    let store = NasStore::open(&dir.join(LEDGER))?;
+    let store = NasStore::open(&dir.join(LEDGER), Commits::Grouped)?;
     let journal = Journal::open(&dir.join(JOURNAL))?;
     let address = config.nas.address.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST)).to_string();
     let host = QemuNas::new(plane(&dir, pki, name)?, pools, &address, PORTS).await;
     let settings = nas::Config {
         cluster: cluster(config)?,
         address,
-        frequency: frequency.or(config.frequency).map_or_else(|| Interval::seconds(FREQUENCY), Ok)?,
+        defaults: defaults(config, frequency)?,
         step_deadline: STEP_DEADLINE,
         boot: img_storage_host::boot_id(),
     };
@@ -235,7 +247,7 @@ async fn start_node(
     let dir = layout.host(name)?;
     let pool = node_pool(layout, config, name)?;
     claim(&pool, name, LOCAL_POOL)?;
-    let store = NodeStore::open(&dir.join(LEDGER))?;
+    let store = NodeStore::open(&dir.join(LEDGER), Commits::Grouped)?;
     let journal = Journal::open(&dir.join(JOURNAL))?;
     let host = QemuNode::new(plane(&dir, pki, name)?, LOCAL_POOL, pool, None).await;
     let settings = node::Config { cluster: cluster(config)?, step_deadline: STEP_DEADLINE };

@@ -7,13 +7,14 @@ use img_storage_daemon::{
     cluster::Cluster,
     nas::{self, Nas},
     node::{self, Node},
-    store::{Journal, NasStore, NodeStore},
+    store::{Commits, Journal, NasStore, NodeStore},
     tasks::Running,
 };
 use img_storage_host::sim::{Crash, Faults, SimNas, World};
 use img_storage_model::{
     Fault, HostName, Interval, RequestId, VolumeId,
     api::{Answer, Request, VolumeView},
+    attribute::Defaults,
     messages::{Body, Envelope, Hello, Role},
 };
 use jiff::Timestamp;
@@ -217,16 +218,16 @@ impl Site {
                 boot: format!("boot {}", self.boots.load(Ordering::Relaxed)),
                 cluster: Cluster::of([host("front")], [self.nas.clone()]),
                 address: name.to_string(),
-                frequency: Interval::seconds(60)?,
+                defaults: Defaults::of(Interval::seconds(60)?),
                 step_deadline: STEP_DEADLINE,
             };
             let ids = Ids::seeded(self.seed.wrapping_mul(1000) + self.starts.fetch_add(1, Ordering::Relaxed));
             let host = Arc::new(self.faults.nas(self.host.clone()));
-            Nas::start(config, host, NasStore::open(&ledger)?, journal, member, self.clock, ids)?
+            Nas::start(config, host, NasStore::open(&ledger, Commits::Single)?, journal, member, self.clock, ids)?
         } else {
             let config = node::Config { cluster: Cluster::of([host("front")], [self.nas.clone()]), step_deadline: STEP_DEADLINE };
             let host = Arc::new(self.faults.node(name));
-            Node::start(config, host, NodeStore::open(&ledger)?, journal, member, self.clock)?
+            Node::start(config, host, NodeStore::open(&ledger, Commits::Single)?, journal, member, self.clock)?
         };
         lock(&self.daemons).insert(name.clone(), running);
         Ok(())

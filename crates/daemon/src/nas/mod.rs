@@ -6,6 +6,8 @@
 
 mod peers;
 mod requests;
+mod settings;
+mod turns;
 mod view;
 mod volume;
 
@@ -18,8 +20,9 @@ use crate::{
 };
 use img_storage_host::{NasHost, VolumeRef};
 use img_storage_model::{
-    Fault, HostName, Interval, RequestId, VolumeId,
+    Fault, HostName, RequestId, VolumeId,
     api::VolumeView,
+    attribute::{AttributeFrom, Attributes, Defaults, NasAttributes},
     messages::{Body, Envelope, Hello, Holder, Report, Role, VERSION},
     nas::{Authority, Stage, VolumeRecord},
 };
@@ -35,6 +38,7 @@ use std::{
     time::Duration,
 };
 use tokio::sync::{mpsc, oneshot, watch};
+use turns::{Turns, Way};
 
 /// How often a daemon says that it is there.
 pub const HELLO_EVERY: Duration = Duration::from_secs(5);
@@ -47,8 +51,8 @@ pub struct Config {
     pub cluster: Cluster,
     /// Where nodes reach its exports.
     pub address: String,
-    /// How old the NAS's copy may get while a node has newer writes.
-    pub frequency: Interval,
+    /// What counts where no attribute was set.
+    pub defaults: Defaults,
     /// The longest a step may take before it is given up and looked at again.
     pub step_deadline: Duration,
     /// Identity of the machine's boot.
@@ -60,7 +64,7 @@ fn rebooted(record: &mut VolumeRecord, store: &NasStore) -> Result<(), Fault> {
     let Some(mapping) = &mut record.mapping else { return Ok(()) };
     if mapping.authority != Authority::Node && !mapping.base_unsure {
         mapping.base_unsure = true;
-        store.put(record)?;
+        store.put_now(record)?;
     }
     Ok(())
 }
@@ -71,6 +75,12 @@ pub(crate) struct Shown {
     pub view: VolumeView,
     /// From when on the NAS lacks writes.
     pub behind_since: Option<Timestamp>,
+    /// The node says that the NAS lacks nothing.
+    pub clean: bool,
+    /// What was set of it.
+    pub attributes: Attributes,
+    /// When the next write-back is due, and what says so.
+    pub due: Option<(Timestamp, AttributeFrom)>,
     /// Everything wanted of an unmapped volume is done.
     pub at_rest: bool,
     /// Where a front end that fills or reads it finds the contents.
@@ -103,6 +113,9 @@ pub struct Nas {
     pub(crate) clock: Clock,
     pub(crate) ids: Ids,
     pub(crate) peers: Peers,
+    pub(crate) turns: Turns,
+    settings: Mutex<NasAttributes>,
+    setting: tokio::sync::Mutex<()>,
     tasks: Tasks,
     started: Timestamp,
     frontend_away: AtomicBool,
@@ -126,6 +139,7 @@ impl Nas {
         ids: Ids,
     ) -> Result<Running, Fault> {
         let mut records = store.volumes()?;
+        let settings = store.attributes()?;
         if store.booted(&config.boot)? {
             for record in &mut records {
                 rebooted(record, &store)?;
@@ -142,6 +156,9 @@ impl Nas {
             clock,
             ids,
             peers: Peers::default(),
+            turns: Turns::default(),
+            settings: Mutex::new(settings),
+            setting: tokio::sync::Mutex::default(),
             tasks: tasks.clone(),
             started,
             frontend_away: AtomicBool::new(false),
@@ -149,6 +166,14 @@ impl Nas {
             queries: Mutex::default(),
             answering: Mutex::default(),
         });
+        // Those that begin now find them in their places.
+        for record in &records {
+            if img_storage_model::nas::copies(record) == Some(true) {
+                nas.turns.keep(record.id, Way::ToNode);
+            } else if record.mapping.as_ref().is_some_and(|m| m.push.is_some()) {
+                nas.turns.keep(record.id, Way::FromNode);
+            }
+        }
         for record in records {
             let rests = record.stage == Stage::Ready && record.mapping.is_none() && !record.lent;
             let id = record.id;
@@ -184,8 +209,9 @@ impl Nas {
         Some((entry.mailbox.clone(), entry.shown.subscribe()))
     }
 
-    fn forget(&self, id: VolumeId) {
+    fn forget(self: &Arc<Self>, id: VolumeId) {
         self.entries().remove(&id);
+        self.leave_the_line(id);
     }
 
     async fn receive(self: Arc<Self>, mut inbox: mpsc::UnboundedReceiver<Delivery>) {

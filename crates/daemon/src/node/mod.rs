@@ -90,17 +90,18 @@ impl Node {
         });
         let nases: BTreeSet<HostName> = records.iter().filter(|r| !r.has_ended()).map(|r| r.assign.nas.clone()).collect();
         for record in records {
-            node.begin(record);
+            node.begin(record, true);
         }
         tasks.spawn(Arc::clone(&node).receive(member.inbox));
         tasks.spawn(Arc::clone(&node).greet(nases));
         Ok(Running::new(tasks))
     }
 
-    fn begin(self: &Arc<Self>, record: NodeRecord) {
+    /// Starts a volume's actor; a row that is not durable yet is made so before anything else.
+    fn begin(self: &Arc<Self>, record: NodeRecord, durable: bool) {
         let (mailbox, mail) = mpsc::unbounded_channel();
         self.actors.lock().unwrap_or_else(PoisonError::into_inner).insert(record.volume, mailbox);
-        self.tasks.spawn(volume::Actor::new(Arc::clone(self), record, mail).live());
+        self.tasks.spawn(volume::Actor::new(Arc::clone(self), record, durable, mail).live());
     }
 
     async fn receive(self: Arc<Self>, mut inbox: mpsc::UnboundedReceiver<Delivery>) {
@@ -171,13 +172,7 @@ impl Node {
             Some(mailbox) => {
                 let _ = mailbox.send(Mail::Assign(Box::new(assign)));
             }
-            None => {
-                let record = NodeRecord::new(assign);
-                match self.store.put(&record) {
-                    Ok(()) => self.begin(record),
-                    Err(fault) => tracing::error!("an assignment could not be stored and was dropped: {fault}"),
-                }
-            }
+            None => self.begin(NodeRecord::new(assign), false),
         }
     }
 

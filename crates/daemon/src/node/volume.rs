@@ -7,6 +7,7 @@ use img_storage_model::{
     messages::{Assign, Body, NodePhase, Report},
     node::{self, Decision, JobState, NodeChange, NodeFacts, NodeRecord, NodeStep, Truth},
 };
+use jiff::Timestamp;
 use std::{sync::Arc, time::Duration};
 use tokio::{
     sync::mpsc,
@@ -34,24 +35,29 @@ pub(crate) struct Actor {
     retry: Retry,
     /// Jobs that failed or stand still; unlike `retry` it is over only when they got somewhere.
     setback: Retry,
-    /// A change could not be made durable, and may be durable all the same: the row is written again before anything else.
+    /// The row is new, or a change could not be made durable and may be durable all the same: it is written before anything else.
     unsure: bool,
     last: Option<(Report, Instant)>,
+    /// The NAS's clock in its newest assignment, and as it was when the host was last looked at.
+    asked: Option<Timestamp>,
+    looked: Option<Timestamp>,
     tell: bool,
     closely: u32,
     again: Option<(NodeStep, u32)>,
 }
 
 impl Actor {
-    pub(super) fn new(node: Arc<Node>, record: NodeRecord, mail: mpsc::UnboundedReceiver<Mail>) -> Self {
+    pub(super) fn new(node: Arc<Node>, record: NodeRecord, durable: bool, mail: mpsc::UnboundedReceiver<Mail>) -> Self {
         Actor {
             node,
             record,
             mail,
             retry: Retry::default(),
             setback: Retry::default(),
-            unsure: false,
+            unsure: !durable,
             last: None,
+            asked: None,
+            looked: None,
             tell: true,
             closely: 0,
             again: None,
@@ -62,10 +68,10 @@ impl Actor {
     pub(super) async fn live(mut self) {
         loop {
             while let Ok(mail) = self.mail.try_recv() {
-                self.read(mail);
+                self.read(mail).await;
             }
             if self.unsure {
-                match self.node.store.put(&self.record) {
+                match self.node.store.put(&self.record).await {
                     Ok(()) => self.unsure = false,
                     Err(fault) => {
                         let pause = self.retry.failed(fault.to_string(), self.node.clock.now());
@@ -85,7 +91,7 @@ impl Actor {
                     self.report(&facts);
                     let begins_anew = matches!(
                         step,
-                        NodeStep::ResumeCopy | NodeStep::OpenLocal | NodeStep::StartCopy | NodeStep::OpenBack { .. }
+                        NodeStep::ResumeCopy | NodeStep::OpenLocal | NodeStep::StartCopy { .. } | NodeStep::OpenBack { .. }
                     );
                     if self.retry.holds() || (begins_anew && self.setback.holds()) {
                         self.rest(Duration::from_millis(100)).await
@@ -98,7 +104,7 @@ impl Actor {
                         self.run(step).await
                     }
                 }
-                Decision::Record(change) => match self.record(change) {
+                Decision::Record(change) => match self.record(change).await {
                     Ok(()) => true,
                     Err(why) => self.not_recorded(why, &facts).await,
                 },
@@ -135,7 +141,8 @@ impl Actor {
         self.rest(pause).await
     }
 
-    async fn observe(&self) -> NodeFacts {
+    async fn observe(&mut self) -> NodeFacts {
+        self.looked = self.asked;
         let looked = timeout(OBSERVE_DEADLINE, self.node.host.observe(self.record.volume)).await;
         looked.unwrap_or_else(|_| {
             let why = format!("no answer within {} s", OBSERVE_DEADLINE.as_secs());
@@ -173,7 +180,7 @@ impl Actor {
         };
         match mail {
             Some(mail) => {
-                self.read(mail);
+                self.read(mail).await;
                 true
             }
             None => false,
@@ -192,7 +199,7 @@ impl Actor {
                 biased;
                 done = &mut work => break done,
                 mail = self.mail.recv() => match mail {
-                    Some(mail) => self.read(mail),
+                    Some(mail) => self.read(mail).await,
                     None => return false,
                 },
             }
@@ -201,13 +208,13 @@ impl Actor {
             Ok(Ok(result)) => {
                 self.went_well(&step);
                 if let Some(change) = node::after(&self.record, &step, &result)
-                    && let Err(why) = self.record(change)
+                    && let Err(why) = self.record(change).await
                 {
                     self.retry.failed(why, self.node.clock.now());
                 }
             }
-            Ok(Err(why)) => self.step_failed(&step, &why.to_string()),
-            Err(_) => self.step_failed(&step, &format!("{} was not done within {} s", verb(&step), deadline.as_secs())),
+            Ok(Err(why)) => self.step_failed(&step, &why.to_string()).await,
+            Err(_) => self.step_failed(&step, &format!("{} was not done within {} s", verb(&step), deadline.as_secs())).await,
         }
         true
     }
@@ -231,11 +238,11 @@ impl Actor {
         }
     }
 
-    fn step_failed(&mut self, step: &NodeStep, why: &str) {
+    async fn step_failed(&mut self, step: &NodeStep, why: &str) {
         tracing::warn!(volume = %self.record.assign.name, epoch = %self.record.assign.epoch, "{}: {why}", verb(step));
         self.retry.failed(why.to_owned(), self.node.clock.now());
         if let Some(change) = node::after_error(&self.record, step, why) {
-            if let Err(why) = self.record(change) {
+            if let Err(why) = self.record(change).await {
                 self.retry.failed(why, self.node.clock.now());
             } else {
                 // The push is given up; taking it apart need not wait.
@@ -245,7 +252,7 @@ impl Actor {
     }
 
     /// Makes a change durable, then takes it up.
-    fn record(&mut self, change: NodeChange) -> Result<(), String> {
+    async fn record(&mut self, change: NodeChange) -> Result<(), String> {
         let what = match &change {
             NodeChange::Truth(Truth::Local) => "the local copy is the truth".to_owned(),
             NodeChange::Truth(Truth::Remote) => "the NAS is the truth".to_owned(),
@@ -255,26 +262,31 @@ impl Actor {
         };
         let mut next = self.record.clone();
         next.apply(change);
-        self.node.store.put(&next).map_err(|fault| fault.to_string())?;
+        self.node.store.put(&next).await.map_err(|fault| fault.to_string())?;
         self.record = next;
         tracing::info!(volume = %self.record.assign.name, epoch = %self.record.assign.epoch, "{what}");
         self.node.journal.note(self.record.volume, self.node.clock.now(), &what);
         Ok(())
     }
 
-    fn read(&mut self, mail: Mail) {
+    async fn read(&mut self, mail: Mail) {
         match mail {
-            Mail::Assign(assign) => self.assigned(*assign),
+            Mail::Assign(assign) => self.assigned(*assign).await,
             Mail::Report => self.tell = true,
         }
     }
 
-    fn assigned(&mut self, assign: Assign) {
+    async fn assigned(&mut self, mut assign: Assign) {
         self.tell = true;
+        let asked = assign.asked.take();
         let known = &self.record.assign;
         if assign.nas != known.nas && !self.record.has_ended() {
             tracing::warn!(volume = %known.name, "an assignment from {} was dropped: the volume is {}'s", assign.nas, known.nas);
             return;
+        }
+        // Of whoever is its NAS now; a mapping that is over is asked for nothing.
+        if assign.epoch >= known.epoch {
+            self.asked = asked;
         }
         let newer = (assign.epoch, assign.revision) > (known.epoch, known.revision);
         // What is the truth here stays with its own mapping until it came home.
@@ -284,7 +296,7 @@ impl Actor {
         }
         let mut next = self.record.clone();
         next.assign = assign;
-        match self.node.store.put(&next) {
+        match self.node.store.put(&next).await {
             Ok(()) => {
                 if self.record.assign.want != next.assign.want {
                     self.setback.well();
@@ -304,12 +316,12 @@ impl Actor {
             // What cannot be seen is no news; that it cannot be seen is.
             (Fact::Unknown(_), None) => return,
             (Fact::Unknown(_), Some((last, _))) => Report { stuck, ..last.clone() },
-            (Fact::Known(_), _) => node::report(&self.record, facts, &device, stuck),
+            (Fact::Known(_), _) => Report { asked: self.looked, ..node::report(&self.record, facts, &device, stuck) },
         };
         let due = match &self.last {
             None => true,
             Some((last, at)) => {
-                let quiet = |r: &Report| Report { progress: None, dirty: None, ..r.clone() };
+                let quiet = |r: &Report| Report { progress: None, dirty: None, asked: None, ..r.clone() };
                 let moved = last.progress != report.progress || last.dirty != report.dirty;
                 quiet(last) != quiet(&report) || (moved && at.elapsed() >= PROGRESS_EVERY) || at.elapsed() >= REPORT_EVERY
             }

@@ -4,10 +4,12 @@
 //! people, written without waiting for the disk because nothing is decided by them.
 
 mod journal;
+mod ledger;
 mod nas;
 mod node;
 
 pub use journal::Journal;
+pub use ledger::Commits;
 pub use nas::NasStore;
 pub use node::NodeStore;
 

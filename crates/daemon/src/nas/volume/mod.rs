@@ -5,16 +5,16 @@
 
 mod mail;
 mod shown;
+mod timing;
 
 use super::{Nas, Shown};
 use crate::{rate::Rate, retry::Retry};
 use img_storage_model::{
-    Fact, Fault, HostName, Interval, RequestId,
+    Fact, Fault, HostName, RequestId,
     api::WriteBack,
     messages::{Assign, Body, Report, Role, Want},
     nas::{self, Authority, Context, Decision, Intent, NasChange, NasFacts, NasStep, Stage, VolumeRecord},
     node::{JobState, PushOutcome, StepResult},
-    schedule,
 };
 use jiff::Timestamp;
 use std::{sync::Arc, time::Duration};
@@ -51,6 +51,8 @@ pub(crate) enum Mail {
     Read { peer: HostName, port: u16, reply: oneshot::Sender<Result<(), Fault>> },
     /// It has read it.
     ReadDone,
+    /// What counts for it has changed, or it is its turn.
+    Look,
 }
 
 pub(crate) struct Actor {
@@ -71,6 +73,14 @@ pub(crate) struct Actor {
     rate: Rate,
     last_write_back: Option<WriteBack>,
     write_backs: u64,
+    /// When the node last had nothing that is not home.
+    clean: Option<Timestamp>,
+    /// The node is to be asked whether that is still so.
+    ask: bool,
+    /// It has asked for a turn since it last looked.
+    claims: bool,
+    /// What it waits for to have its turn.
+    in_line: Option<String>,
     sent: Option<Instant>,
     heard: Option<Instant>,
     failed: Option<Fault>,
@@ -103,6 +113,10 @@ impl Actor {
             rate: Rate::default(),
             last_write_back: None,
             write_backs: 0,
+            clean: None,
+            ask: false,
+            claims: false,
+            in_line: None,
             sent: None,
             heard: None,
             failed: None,
@@ -117,15 +131,20 @@ impl Actor {
     pub(super) async fn live(mut self) {
         while !self.over {
             while let Ok(mail) = self.mail.try_recv() {
-                self.read(mail);
+                self.read(mail).await;
             }
             self.at_rest = false;
             let facts = self.observe().await;
-            if let Err(fault) = self.taken_back(&facts).and_then(|()| self.assign(&facts)) {
+            (self.claims, self.in_line) = (false, None);
+            self.look_at_report();
+            if let Err(fault) = self.kept_up(&facts).await {
                 self.pause(fault.to_string()).await;
                 continue;
             }
-            match self.plan(&facts) {
+            let decision = self.plan(&facts);
+            let decision = self.in_turn(decision);
+            self.settle_turn(&facts);
+            match decision {
                 Decision::Do(step) => {
                     self.waiting = None;
                     self.show(&facts);
@@ -139,7 +158,7 @@ impl Actor {
                     }
                 }
                 Decision::Record(change) => {
-                    if let Err(fault) = self.record(&change) {
+                    if let Err(fault) = self.record(&change).await {
                         self.pause(fault.to_string()).await;
                     }
                 }
@@ -168,6 +187,12 @@ impl Actor {
         self.nas.forget(self.record.id);
     }
 
+    /// Brings what others are to know up to date with what is seen.
+    async fn kept_up(&mut self, facts: &NasFacts) -> Result<(), Fault> {
+        self.taken_back(facts).await?;
+        self.assign(facts).await
+    }
+
     async fn observe(&mut self) -> NasFacts {
         let looked = timeout(OBSERVE_DEADLINE, self.nas.host.observe(Nas::volume_ref(&self.record))).await;
         let facts = looked.unwrap_or_else(|_| {
@@ -180,14 +205,8 @@ impl Actor {
         facts
     }
 
-    fn frequency(&self) -> Interval {
-        self.nas.config.frequency
-    }
-
-    fn plan(&self, facts: &NasFacts) -> Decision {
-        let now = self.nas.clock.now();
-        let due =
-            self.record.mapping.as_ref().and_then(|m| schedule::next_due(m, self.frequency(), now)).is_some_and(|at| at <= now);
+    fn plan(&mut self, facts: &NasFacts) -> Decision {
+        let due = self.due();
         let context =
             Context { report: self.report.as_ref(), due, hold_off: self.push_retry.holds(), reader: self.reader.clone() };
         nas::plan(&self.record, facts, &context)
@@ -200,7 +219,7 @@ impl Actor {
             return Duration::from_millis(50);
         }
         let now = self.nas.clock.now();
-        let due = self.record.mapping.as_ref().and_then(|m| schedule::next_due(m, self.frequency(), now));
+        let due = self.next_due().map(|(at, _)| at);
         let until = due.filter(|at| *at > now).and_then(|at| Duration::try_from(at.duration_since(now)).ok());
         until.map_or(LOOK_EVERY, |d| d.clamp(Duration::from_millis(20), LOOK_EVERY))
     }
@@ -221,7 +240,7 @@ impl Actor {
             }
         };
         match mail {
-            Some(mail) => self.read(mail),
+            Some(mail) => self.read(mail).await,
             None => self.over = true,
         }
     }
@@ -259,7 +278,7 @@ impl Actor {
                 biased;
                 done = &mut work => break done,
                 mail = self.mail.recv() => match mail {
-                    Some(mail) => self.read(mail),
+                    Some(mail) => self.read(mail).await,
                     None => break (&mut work).await,
                 },
             }
@@ -267,16 +286,16 @@ impl Actor {
         match done {
             Ok(Ok(result)) => {
                 self.went_well(&step);
-                self.finished(&step, &result);
+                self.finished(&step, &result).await;
             }
-            Ok(Err(why)) => self.step_failed(&step, &why.to_string()),
-            Err(_) => self.step_failed(&step, &format!("{} was not done within {} s", verb(&step), deadline.as_secs())),
+            Ok(Err(why)) => self.step_failed(&step, &why.to_string()).await,
+            Err(_) => self.step_failed(&step, &format!("{} was not done within {} s", verb(&step), deadline.as_secs())).await,
         }
     }
 
-    fn finished(&mut self, step: &NasStep, result: &StepResult) {
+    async fn finished(&mut self, step: &NasStep, result: &StepResult) {
         if let Some(change) = nas::after(&self.record, step, result)
-            && let Err(fault) = self.record(&change)
+            && let Err(fault) = self.record(&change).await
         {
             self.retry.failed(fault.to_string(), self.nas.clock.now());
         }
@@ -301,7 +320,7 @@ impl Actor {
         }
     }
 
-    fn step_failed(&mut self, step: &NasStep, why: &str) {
+    async fn step_failed(&mut self, step: &NasStep, why: &str) {
         tracing::warn!(volume = %self.record.name, epoch = %self.record.epoch, "{}: {why}", verb(step));
         if matches!(step, NasStep::StartReader { .. }) {
             // Who wants to read it is told; the volume's own life goes on.
@@ -315,17 +334,17 @@ impl Actor {
             if change == NasChange::GiveUp {
                 self.failed = Some(Fault::failed(why));
             }
-            if let Err(fault) = self.record(&change) {
+            if let Err(fault) = self.record(&change).await {
                 self.retry.failed(fault.to_string(), self.nas.clock.now());
             }
         }
     }
 
     /// Makes a change durable, then takes it up.
-    fn record(&mut self, change: &NasChange) -> Result<(), Fault> {
+    async fn record(&mut self, change: &NasChange) -> Result<(), Fault> {
         let now = self.nas.clock.now();
         if *change == NasChange::Deleted {
-            self.nas.store.remove(self.record.id, self.record.asked, now)?;
+            self.nas.store.remove(self.record.id, self.record.asked, now).await?;
             self.over = true;
             return Ok(());
         }
@@ -337,11 +356,14 @@ impl Actor {
             _ => 0,
         };
         next.apply(change, now, || (img_storage_model::SnapshotId(self.nas.ids.fresh(now)), port));
-        self.nas.store.put(&next)?;
+        self.nas.store.put(&next).await?;
         self.note(change, now);
         self.record = next;
         if *change == NasChange::Layer(img_storage_model::nas::NasLayer::Disk) {
             self.setback.well();
+        }
+        if matches!(change, NasChange::Authority(_) | NasChange::Unmapped) {
+            self.clean = None;
         }
         if *change == NasChange::Unmapped {
             self.setback.well();
@@ -395,8 +417,11 @@ impl Actor {
     }
 
     /// Brings the node's assignment up to date, and sends it when it is new or was not answered.
-    fn assign(&mut self, facts: &NasFacts) -> Result<(), Fault> {
-        let Some(next) = nas::assignment(&self.record, facts, self.nas.post.name(), &self.nas.config.address) else {
+    async fn assign(&mut self, facts: &NasFacts) -> Result<(), Fault> {
+        let speeds = self.nas.effective(&self.record.attributes).speeds;
+        let copy = self.may_copy();
+        let (me, address) = (self.nas.post.name(), &self.nas.config.address);
+        let Some(next) = nas::assignment(&self.record, facts, me, address, speeds, copy) else {
             self.sent = None;
             return Ok(());
         };
@@ -407,21 +432,22 @@ impl Actor {
         if self.record.assign.as_ref() != Some(&next) {
             let mut record = self.record.clone();
             record.assign = Some(next.clone());
-            self.nas.store.put(&record)?;
+            self.nas.store.put(&record).await?;
             self.record = record;
             self.send(next);
             return Ok(());
         }
         let answered = self.report.as_ref().is_some_and(|r| r.epoch == next.epoch && r.revision == next.revision);
         let silent = self.heard.is_none_or(|at| at.elapsed() >= SILENCE);
-        if (!answered || silent) && self.sent.is_none_or(|at| at.elapsed() >= RESEND_EVERY) {
+        if (!answered || silent || self.ask) && self.sent.is_none_or(|at| at.elapsed() >= RESEND_EVERY) {
             self.send(next);
         }
         Ok(())
     }
 
-    fn send(&mut self, assign: Assign) {
+    fn send(&mut self, mut assign: Assign) {
         self.sent = Some(Instant::now());
+        assign.asked = Some(self.nas.clock.now());
         if let Some(mapping) = &self.record.mapping {
             self.nas.post.send(&mapping.node, Body::Assign(Box::new(assign)));
         }
