@@ -14,6 +14,7 @@ pub mod messages;
 pub mod name;
 pub mod nas;
 pub mod node;
+pub mod original;
 pub mod schedule;
 pub mod size;
 

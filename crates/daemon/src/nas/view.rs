@@ -8,6 +8,7 @@ use img_storage_model::{
     nas::{Authority, Stage, VolumeRecord},
     schedule,
 };
+use jiff::Timestamp;
 
 /// A volume nobody has looked at yet.
 pub(super) fn at_rest(record: &VolumeRecord, nas: &HostName) -> Shown {
@@ -46,11 +47,13 @@ pub(super) fn show(record: &VolumeRecord, nas: &HostName, seen: &Seen<'_>) -> Sh
         node: mapping.map(|m| m.node.clone()),
         epoch: record.epoch,
         device: report.and_then(|r| r.device.clone()),
+        export: export(record),
         sync: mapping.is_some_and(|m| m.want == Want::Local),
         lag: None,
         frequency: seen.frequency.filter(|_| mapping.is_some_and(|m| m.want == Want::Local)),
         dirty: report.and_then(|r| r.dirty),
         progress: moving.or(seen.progress),
+        transfer_since: transfer_since(record, phase(record, report)),
         rate: seen.rate.filter(|_| moving.is_some() || seen.progress.is_some()),
         last_write_back: seen.last_write_back.clone().filter(|_| mapping.is_some()),
         write_backs: if mapping.is_some() { seen.write_backs } else { 0 },
@@ -68,6 +71,29 @@ pub(super) fn show(record: &VolumeRecord, nas: &HostName, seen: &Seen<'_>) -> Sh
         home_at,
         failed: None,
         unread: None,
+    }
+}
+
+/// Where the node is told to find the volume.
+fn export(record: &VolumeRecord) -> Option<String> {
+    let assign = record.assign.as_ref().filter(|a| record.mapping.as_ref().is_some_and(|m| m.epoch == a.epoch))?;
+    let endpoint = assign.export.as_ref()?;
+    let host = if endpoint.host.contains(':') { format!("[{}]", endpoint.host) } else { endpoint.host.clone() };
+    Some(format!("nbds://{host}:{}/{}", endpoint.port, endpoint.export))
+}
+
+/// Since when something moves between here and the node.
+fn transfer_since(record: &VolumeRecord, phase: Phase) -> Option<Timestamp> {
+    let mapping = record.mapping.as_ref()?;
+    let write_back = mapping.push.as_ref().map(|p| p.ordered);
+    match phase {
+        Phase::Copying | Phase::Switching => Some(mapping.since),
+        Phase::Local => write_back,
+        Phase::Returning if mapping.authority != Authority::Nas => {
+            let last = mapping.accepted.as_ref().map(|a| a.at).or(mapping.pivoted_at);
+            Some(write_back.or(last).unwrap_or(mapping.since))
+        }
+        _ => None,
     }
 }
 
