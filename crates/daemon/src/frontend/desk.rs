@@ -10,6 +10,7 @@ use img_storage_model::{
     Fault, HostName, PoolName, RequestId, Selector,
     api::{Answer, HostView, Request, VolumeView},
     messages::{Body, Envelope, Hello, Role, VERSION},
+    original::{Refusal, Reply},
 };
 use jiff::Timestamp;
 use std::{
@@ -88,7 +89,12 @@ impl Desk {
                 Delivery::Message(message) => {
                     tracing::warn!(from = %message.from, "a message of version {} was dropped", message.v)
                 }
-                Delivery::Foreign(message) => tracing::warn!(user = message.user, "a message that is none of ours was dropped"),
+                Delivery::Foreign(message) => {
+                    // Nobody asks a front end anything in the original's words; who does waits for an answer all the same.
+                    if let Some(reply_to) = &message.reply_to {
+                        self.post.answer(reply_to, Reply::Refused(Refusal::unsupported()).encode());
+                    }
+                }
                 Delivery::Unroutable(message) => {
                     if let Some(host) = self.known().get_mut(&message.to) {
                         host.away = true;

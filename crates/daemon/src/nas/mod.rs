@@ -4,6 +4,7 @@
 //! the bus and hands on: requests to [`requests`], reports to the volume's actor. What everybody may look at is the shown state
 //! beside each mailbox.
 
+mod original;
 mod peers;
 mod requests;
 mod view;
@@ -19,7 +20,7 @@ use img_storage_host::{NasHost, VolumeRef};
 use img_storage_model::{
     Fault, HostName, Interval, RequestId, VolumeId,
     api::VolumeView,
-    messages::{Body, Envelope, Hello, Holder, Report, Role, VERSION},
+    messages::{Body, Envelope, Hello, Holder, NodePhase, Report, Role, VERSION},
     nas::{Authority, Stage, VolumeRecord},
 };
 use jiff::Timestamp;
@@ -80,6 +81,8 @@ pub(crate) struct Shown {
     pub failed: Option<Fault>,
     /// Why the volume could not be served to a reader.
     pub unread: Option<Fault>,
+    /// Where the node says it is.
+    pub at_node: Option<NodePhase>,
 }
 
 /// A node's word on who uses a device.
@@ -108,6 +111,7 @@ pub struct Nas {
     entries: Mutex<BTreeMap<VolumeId, Entry>>,
     queries: Mutex<BTreeMap<RequestId, (HostName, oneshot::Sender<Told>)>>,
     answering: Mutex<BTreeSet<RequestId>>,
+    original: original::Original,
 }
 
 impl Nas {
@@ -147,6 +151,7 @@ impl Nas {
             entries: Mutex::default(),
             queries: Mutex::default(),
             answering: Mutex::default(),
+            original: original::Original::default(),
         });
         for record in records {
             let rests = record.stage == Stage::Ready && record.mapping.is_none() && !record.lent;
@@ -156,6 +161,7 @@ impl Nas {
                 nas.wake(id);
             }
         }
+        nas.resume()?;
         tasks.spawn(Arc::clone(&nas).receive(member.inbox));
         tasks.spawn(Arc::clone(&nas).greet());
         Ok(Running::new(tasks))
@@ -195,7 +201,7 @@ impl Nas {
                     tracing::warn!(from = %message.from, "a message of version {} was dropped", message.v)
                 }
                 Delivery::Unroutable(message) => self.returned(&message),
-                Delivery::Foreign(message) => tracing::warn!(user = message.user, "a message that is none of ours was dropped"),
+                Delivery::Foreign(message) => self.foreign(message),
             }
         }
     }
@@ -215,6 +221,12 @@ impl Nas {
         match message.body {
             Body::Hello(hello) => {
                 let restarted = self.peers.heard(&from, &hello, self.clock.now());
+                if restarted
+                    && hello.role == Role::Node
+                    && let Err(fault) = self.store.know_node(&from)
+                {
+                    tracing::warn!("{from} is not remembered: {fault}");
+                }
                 if hello.reply {
                     self.hello(&from, false);
                 }

@@ -4,7 +4,7 @@ use super::Shown;
 use img_storage_model::{
     HostName,
     api::{Phase, Trouble, VolumeView, WriteBack},
-    messages::{NodePhase, Report, Want},
+    messages::{Endpoint, NodePhase, Report, Want},
     nas::{Authority, Stage, VolumeRecord},
     schedule,
 };
@@ -71,15 +71,14 @@ pub(super) fn show(record: &VolumeRecord, nas: &HostName, seen: &Seen<'_>) -> Sh
         home_at,
         failed: None,
         unread: None,
+        at_node: report.map(|r| r.phase),
     }
 }
 
 /// Where the node is told to find the volume.
 fn export(record: &VolumeRecord) -> Option<String> {
     let assign = record.assign.as_ref().filter(|a| record.mapping.as_ref().is_some_and(|m| m.epoch == a.epoch))?;
-    let endpoint = assign.export.as_ref()?;
-    let host = if endpoint.host.contains(':') { format!("[{}]", endpoint.host) } else { endpoint.host.clone() };
-    Some(format!("nbds://{host}:{}/{}", endpoint.port, endpoint.export))
+    assign.export.as_ref().map(Endpoint::uri)
 }
 
 /// Since when something moves between here and the node.

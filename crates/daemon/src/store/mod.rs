@@ -3,10 +3,12 @@
 //! One file a role (`ledger.db`, WAL, `synchronous=FULL`, one writer), and beside it `journal.db`: steps and events for
 //! people, written without waiting for the disk because nothing is decided by them.
 
+mod foreign;
 mod journal;
 mod nas;
 mod node;
 
+pub use foreign::{Begun, ForeignRequest};
 pub use journal::Journal;
 pub use nas::NasStore;
 pub use node::NodeStore;

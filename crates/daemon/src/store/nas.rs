@@ -1,6 +1,6 @@
 //! A NAS's ledger: its volumes and the answers it has given.
 
-use super::{broken, garbled, open};
+use super::{broken, foreign, garbled, open};
 use img_storage_model::{Fault, RequestId, VolumeId, api::Answer, nas::VolumeRecord};
 use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension as _, params};
@@ -31,10 +31,10 @@ impl NasStore {
     /// # Errors
     /// When the file is damaged or cannot be written; it is left as it is.
     pub fn open(path: &Path) -> Result<Self, Fault> {
-        open(path, "FULL", SCHEMA).map(|db| NasStore(Mutex::new(db)))
+        open(path, "FULL", &format!("{SCHEMA}{}", foreign::SCHEMA)).map(|db| NasStore(Mutex::new(db)))
     }
 
-    fn db(&self) -> MutexGuard<'_, Connection> {
+    pub(super) fn db(&self) -> MutexGuard<'_, Connection> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -51,6 +51,17 @@ impl NasStore {
             serde_json::from_str(&text).map_err(|e| garbled(&db, e))
         })
         .collect()
+    }
+
+    /// One volume.
+    ///
+    /// # Errors
+    /// When the ledger cannot be read.
+    pub fn volume(&self, id: VolumeId) -> Result<Option<VolumeRecord>, Fault> {
+        let db = self.db();
+        let row = db.query_row("select record from volume where id = ?1", [id.to_string()], |row| row.get::<_, String>(0));
+        let text = row.optional().map_err(|e| broken("be read", e))?;
+        text.map(|t| serde_json::from_str(&t).map_err(|e| garbled(&db, e))).transpose()
     }
 
     /// Makes a volume's row durable, whether it is new or not.
