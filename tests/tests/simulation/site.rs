@@ -4,6 +4,7 @@ use super::plan::{Mishap, Plan, Trouble};
 use img_storage_daemon::{
     bus::{Delivery, Exchange, Post},
     clock::{Clock, Ids},
+    cluster::Cluster,
     nas::{self, Nas},
     node::{self, Node},
     store::{Commits, Journal, NasStore, NodeStore},
@@ -214,7 +215,7 @@ impl Site {
         let running = if *name == self.nas {
             let config = nas::Config {
                 boot: format!("boot {}", self.boots.load(Ordering::Relaxed)),
-                frontend: host("front"),
+                cluster: Cluster::of([host("front")], [self.nas.clone()]),
                 address: name.to_string(),
                 frequency: Interval::seconds(60)?,
                 step_deadline: STEP_DEADLINE,
@@ -223,7 +224,7 @@ impl Site {
             let host = Arc::new(self.faults.nas(self.host.clone()));
             Nas::start(config, host, NasStore::open(&ledger, Commits::Single)?, journal, member, self.clock, ids)?
         } else {
-            let config = node::Config { frontend: host("front"), step_deadline: STEP_DEADLINE };
+            let config = node::Config { cluster: Cluster::of([host("front")], [self.nas.clone()]), step_deadline: STEP_DEADLINE };
             let host = Arc::new(self.faults.node(name));
             Node::start(config, host, NodeStore::open(&ledger, Commits::Single)?, journal, member, self.clock)?
         };

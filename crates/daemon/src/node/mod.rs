@@ -8,6 +8,7 @@ mod volume;
 use crate::{
     bus::{Delivery, Member, Post},
     clock::Clock,
+    cluster::Cluster,
     nas::{HELLO_AGAIN, HELLO_EVERY},
     store::{Journal, NodeStore},
     tasks::{Running, Tasks},
@@ -31,8 +32,8 @@ use tokio::sync::mpsc;
 
 /// What a node daemon is told at its start.
 pub struct Config {
-    /// The front end it says hello to.
-    pub frontend: HostName,
+    /// Whose volumes it takes, and whom it says hello to.
+    pub cluster: Cluster,
     /// The longest a step may take before it is given up and looked at again.
     pub step_deadline: Duration,
 }
@@ -112,26 +113,43 @@ impl Node {
                 }
                 // The NAS is away: everything is told again when it is back.
                 Delivery::Unroutable(message) => {
-                    if message.to == self.config.frontend {
+                    if self.config.cluster.is_frontend(&message.to) {
                         self.frontend_away.store(true, Ordering::Relaxed);
                     }
                 }
+                Delivery::Unsent { .. } => {}
+                Delivery::Connected => self.connected(),
                 Delivery::Foreign(message) => tracing::warn!(user = message.user, "a message that is none of ours was dropped"),
             }
+        }
+    }
+
+    /// The bus is there (again): what was reported may be lost.
+    fn connected(self: &Arc<Self>) {
+        for host in self.config.cluster.frontends.iter().chain(self.config.cluster.nases.iter().flatten()) {
+            self.hello(host);
+        }
+        self.report_all();
+    }
+
+    fn report_all(&self) {
+        for mailbox in self.actors.lock().unwrap_or_else(PoisonError::into_inner).values() {
+            let _ = mailbox.send(Mail::Report);
         }
     }
 
     fn take(self: &Arc<Self>, message: Envelope) {
         let from = message.from;
         match message.body {
+            Body::Hello(Hello { role: Role::Nas, .. }) | Body::Assign(_) | Body::WhoUses { .. } if !self.config.cluster.is_nas(&from) => {
+                tracing::warn!(%from, "a message of somebody who is no NAS of this cluster was refused; see [cluster] nases");
+            }
             Body::Hello(hello) => {
                 if hello.reply {
                     self.hello(&from);
                 }
                 if hello.role == Role::Nas {
-                    for mailbox in self.actors.lock().unwrap_or_else(PoisonError::into_inner).values() {
-                        let _ = mailbox.send(Mail::Report);
-                    }
+                    self.report_all();
                 }
             }
             Body::Assign(assign) => self.assigned(&from, *assign),
@@ -186,7 +204,9 @@ impl Node {
         }
         loop {
             self.frontend_away.store(false, Ordering::Relaxed);
-            self.hello(&self.config.frontend);
+            for host in &self.config.cluster.frontends {
+                self.hello(host);
+            }
             // A front end that is only just starting is greeted soon.
             tokio::time::sleep(HELLO_AGAIN).await;
             if !self.frontend_away.load(Ordering::Relaxed) {

@@ -28,6 +28,7 @@ impl Actor {
                     self.reader = None;
                 }
             }
+            Mail::Connected => (self.sent, self.heard) = (None, None),
             Mail::Intent { request, intent, reply } => {
                 let answer = self.intend(request, &intent).await;
                 // Who asked may have given up.

@@ -43,6 +43,8 @@ pub(crate) enum Mail {
     Report { from: HostName, report: Box<Report> },
     /// A host came (back).
     Restarted { host: HostName, role: Role, started: Timestamp },
+    /// The bus is there (again): whether the node got its assignment is not known.
+    Connected,
     /// From an operator; answered when it is durable or refused.
     Intent { request: RequestId, intent: Box<Intent>, reply: oneshot::Sender<Result<(), Fault>> },
     /// A front end wants to read the volume.
