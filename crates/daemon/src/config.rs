@@ -1,5 +1,8 @@
 //! The configuration file: TOML, every key known, every value checked before anything starts.
 
+mod bus;
+
+pub use bus::{Address, Auth, Bus, Hosts, Issued};
 use img_storage_model::{Fault, HostName, Interval, PoolName};
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
@@ -19,6 +22,14 @@ pub struct Config {
     /// Every node.
     #[serde(default)]
     pub vm: Vm,
+    /// The broker between hosts; without it, roles reach each other on one machine only.
+    pub bus: Option<Bus>,
+    /// Who has a say.
+    #[serde(default)]
+    pub cluster: Hosts,
+    /// The certificates.
+    #[serde(default)]
+    pub pki: Issued,
 }
 
 /// `[frontend]`
@@ -74,6 +85,10 @@ impl Config {
             ))
             .next("nothing was started; name the address of the data network's interface"));
         }
+        config.broker().map_err(|fault| Fault {
+            message: format!("the configuration {} is not right: {}", path.display(), fault.message),
+            ..fault
+        })?;
         match config.vm.nodes {
             None | Some(1..=64) => Ok(config),
             Some(nodes) => {

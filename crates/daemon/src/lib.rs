@@ -5,6 +5,7 @@
 
 pub mod bus;
 pub mod clock;
+pub mod cluster;
 pub mod config;
 pub mod frontend;
 pub mod layout;

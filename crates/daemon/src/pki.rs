@@ -78,6 +78,18 @@ impl Pki {
     }
 }
 
+/// Whether a directory has what a host is issued: the CA's certificate, and its own to connect with.
+///
+/// # Errors
+/// [`img_storage_model::FaultKind::Invalid`], naming what is missing.
+pub fn issued(dir: &Path) -> Result<(), Fault> {
+    let missing = ["ca-cert.pem", "client-cert.pem", "client-key.pem"].into_iter().find(|name| !dir.join(name).is_file());
+    missing.map_or(Ok(()), |name| {
+        Err(Fault::invalid(format!("the certificates in {} are not complete: there is no {name}", dir.display()))
+            .next("nothing was started; issue this host its certificates and copy them there ([pki] dir)"))
+    })
+}
+
 fn bad(path: &Path, why: impl std::fmt::Display) -> Fault {
     Fault::failed(format!("certificates in {} cannot be made or used: {why}", path.display()))
 }

@@ -3,15 +3,16 @@
 //! A role gets its ledger, its host verbs and a place on the bus, and knows nothing of who else shares its process.
 
 use crate::{
-    bus::{self, Exchange, Member},
+    bus::{self, Exchange, Member, amqp},
     clock::{Clock, Ids},
+    cluster::Cluster,
     config::Config,
     frontend::{Desk, http},
     layout::{Layout, Lock, fits},
     nas::{self, Nas},
     node::{self, Node},
     pki::{self, Pki},
-    store::{JOURNAL, Journal, LEDGER, NasStore, NodeStore},
+    store::{Commits, JOURNAL, Journal, LEDGER, NasStore, NodeStore},
     tasks::Running,
 };
 use img_storage_host::qemu::{
@@ -33,6 +34,7 @@ use std::{
 use tokio::{
     net::UnixListener,
     signal::unix::{SignalKind, signal},
+    sync::oneshot,
 };
 
 /// The longest a step may take before it is given up and looked at again.
@@ -82,9 +84,60 @@ fn frontend_name(config: &Config) -> Result<HostName, Fault> {
     named(None, config.frontend.name.as_ref(), "frontend")
 }
 
+fn cluster(config: &Config) -> Result<Cluster, Fault> {
+    Ok(config.cluster(&frontend_name(config)?, &named(None, config.nas.name.as_ref(), "nas-0-0")?))
+}
+
+/// Where a host's certificates come from.
+enum Credentials {
+    /// A CA of this machine's own.
+    Made(Pki),
+    /// They were made elsewhere, and lie in this directory.
+    Issued(PathBuf),
+}
+
+impl Credentials {
+    fn open(layout: &Layout, config: &Config) -> Result<Self, Fault> {
+        match config.issued() {
+            Some(dir) => Ok(Credentials::Issued(dir.to_owned())),
+            None if config.bus.is_some() => Err(Fault::invalid("[bus] is configured without [pki] dir")
+                .next("nothing was started; name the directory of the certificates that were issued for this host")),
+            None => Ok(Credentials::Made(Pki::open(&layout.pki())?)),
+        }
+    }
+
+    fn of(&self, host: &HostName) -> Result<PathBuf, Fault> {
+        match self {
+            Credentials::Made(pki) => pki.host(host),
+            Credentials::Issued(dir) => pki::issued(dir).map(|()| dir.clone()),
+        }
+    }
+}
+
+/// A role's place on the bus, and what makes an end of it.
+struct Place {
+    member: Member,
+    over: Option<oneshot::Receiver<Fault>>,
+}
+
+/// Joins the bus: over the broker when one is configured, otherwise over the socket that a front end on this machine serves.
+async fn join(layout: &Layout, config: &Config, socket: Option<PathBuf>, name: &HostName) -> Result<Place, Fault> {
+    match (config.broker()?, socket) {
+        (Some(settings), None) => {
+            settings.check()?;
+            let amqp::Joined { member, over } = amqp::join(settings, name).await?;
+            Ok(Place { member, over: Some(over) })
+        }
+        (_, socket) => {
+            let member = bus::socket::join(&socket.unwrap_or_else(|| layout.bus_socket()), name).await?;
+            Ok(Place { member, over: None })
+        }
+    }
+}
+
 /// What a role's host verbs need: its storage daemons' directory and its certificates.
-fn plane(dir: &Path, pki: &Pki, name: &HostName) -> Result<Plane, Fault> {
-    Ok(Plane::new(dir.join("run"), pki.host(name)?, pki::ORGANISATION))
+fn plane(dir: &Path, pki: &Credentials, name: &HostName) -> Result<Plane, Fault> {
+    Ok(Plane::new(dir.join("run"), pki.of(name)?, pki::ORGANISATION))
 }
 
 fn unusable(error: PoolError) -> Fault {
@@ -150,7 +203,7 @@ async fn start_nas(
     config: &Config,
     frequency: Option<Interval>,
     name: &HostName,
-    pki: &Pki,
+    pki: &Credentials,
     member: Member,
 ) -> Result<Running, Fault> {
     let dir = layout.host(name)?;
@@ -158,12 +211,12 @@ async fn start_nas(
     for (pool, path) in &pools {
         claim(path, name, pool.as_str())?;
     }
-    let store = NasStore::open(&dir.join(LEDGER))?;
+    let store = NasStore::open(&dir.join(LEDGER), Commits::Grouped)?;
     let journal = Journal::open(&dir.join(JOURNAL))?;
     let address = config.nas.address.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST)).to_string();
     let host = QemuNas::new(plane(&dir, pki, name)?, pools, &address, PORTS).await;
     let settings = nas::Config {
-        frontend: frontend_name(config)?,
+        cluster: cluster(config)?,
         address,
         frequency: frequency.or(config.frequency).map_or_else(|| Interval::seconds(FREQUENCY), Ok)?,
         step_deadline: STEP_DEADLINE,
@@ -172,14 +225,20 @@ async fn start_nas(
     Nas::start(settings, Arc::new(host), store, journal, member, Clock::System, Ids::random())
 }
 
-async fn start_node(layout: &Layout, config: &Config, name: &HostName, pki: &Pki, member: Member) -> Result<Running, Fault> {
+async fn start_node(
+    layout: &Layout,
+    config: &Config,
+    name: &HostName,
+    pki: &Credentials,
+    member: Member,
+) -> Result<Running, Fault> {
     let dir = layout.host(name)?;
     let pool = node_pool(layout, config, name)?;
     claim(&pool, name, LOCAL_POOL)?;
-    let store = NodeStore::open(&dir.join(LEDGER))?;
+    let store = NodeStore::open(&dir.join(LEDGER), Commits::Grouped)?;
     let journal = Journal::open(&dir.join(JOURNAL))?;
     let host = QemuNode::new(plane(&dir, pki, name)?, LOCAL_POOL, pool, None).await;
-    let settings = node::Config { frontend: frontend_name(config)?, step_deadline: STEP_DEADLINE };
+    let settings = node::Config { cluster: cluster(config)?, step_deadline: STEP_DEADLINE };
     Node::start(settings, Arc::new(host), store, journal, member, Clock::System)
 }
 
@@ -187,29 +246,44 @@ async fn start_node(layout: &Layout, config: &Config, name: &HostName, pki: &Pki
 struct Front {
     desk: Arc<Desk>,
     _running: Running,
-    _bus: tokio::task::JoinHandle<()>,
     _http: tokio::task::JoinHandle<()>,
 }
 
-async fn start_frontend(layout: &Layout, name: &HostName, pki: &Pki, exchange: &Arc<Exchange>) -> Result<Front, Fault> {
-    let member = exchange.join(name)?;
-    let (desk, running) = Desk::start(member, Clock::System, Ids::random(), pki.host(name)?);
+async fn start_frontend(
+    layout: &Layout,
+    config: &Config,
+    name: &HostName,
+    pki: &Credentials,
+    member: Member,
+) -> Result<Front, Fault> {
+    let (desk, running) = Desk::start(member, Clock::System, Ids::random(), pki.of(name)?, cluster(config)?);
+    let http = http::serve(Arc::clone(&desk) as Arc<dyn http::Office>, &layout.api_socket()).await?;
+    Ok(Front { desk, _running: running, _http: http })
+}
+
+/// Serves the bus of this machine to roles in other processes.
+fn serve_bus(layout: &Layout, exchange: &Arc<Exchange>) -> Result<(), Fault> {
     let socket = layout.bus_socket();
     // The directory is locked by this process: a socket that is there is a dead one's.
     let _ = fs::remove_file(&socket);
     let bad = |e: std::io::Error| Fault::failed(format!("the bus socket {} cannot be served: {e}", socket.display()));
     let listener = UnixListener::bind(&socket).map_err(bad)?;
     fs::set_permissions(&socket, fs::Permissions::from_mode(0o600)).map_err(bad)?;
-    let bus = tokio::spawn(bus::socket::serve(Arc::clone(exchange), listener));
-    let http = http::serve(Arc::clone(&desk) as Arc<dyn http::Office>, &layout.api_socket()).await?;
-    Ok(Front { desk, _running: running, _bus: bus, _http: http })
+    tokio::spawn(bus::socket::serve(Arc::clone(exchange), listener));
+    Ok(())
 }
 
-/// Waits for SIGINT or SIGTERM.
-async fn until_told(what: &str) -> Result<(), Fault> {
+/// Waits for SIGINT or SIGTERM, or until the bus makes an end.
+async fn until_told(what: &str, over: Option<oneshot::Receiver<Fault>>) -> Result<(), Fault> {
     let bad = |e: std::io::Error| Fault::failed(format!("signals cannot be received: {e}"));
     let (mut int, mut term) = (signal(SignalKind::interrupt()).map_err(bad)?, signal(SignalKind::terminate()).map_err(bad)?);
-    tokio::select! { _ = int.recv() => {}, _ = term.recv() => {} }
+    let over = async {
+        match over {
+            Some(over) => over.await.unwrap_or_else(|_| Fault::failed("the connection to the broker ended")),
+            None => std::future::pending().await,
+        }
+    };
+    tokio::select! { _ = int.recv() => {}, _ = term.recv() => {}, fault = over => return Err(fault) }
     tracing::info!("{what} ends; guests and their devices go on without it, and it takes them up again at its next start");
     Ok(())
 }
@@ -222,6 +296,10 @@ async fn until_told(what: &str) -> Result<(), Fault> {
 pub async fn up(options: UpOptions) -> Result<(), Fault> {
     let config = Config::read(options.config.as_deref())?;
     let (front_name, nas_name) = (frontend_name(&config)?, named(None, config.nas.name.as_ref(), "nas-0-0")?);
+    if config.bus.is_some() {
+        return Err(Fault::invalid("[bus] is configured, and `up` runs everything on this machine, without a broker")
+            .next("nothing was started; start the roles: img-storage frontend, nas or vm"));
+    }
     let nodes = options.nodes.or(config.vm.nodes).unwrap_or(NODES);
     let nodes = (0..nodes).map(|n| HostName::new(format!("compute-0-{n}"))).collect::<Result<Vec<_>, _>>()?;
     let mut hosts = vec![&front_name, &nas_name];
@@ -240,9 +318,10 @@ pub async fn up(options: UpOptions) -> Result<(), Fault> {
     }
     check_nas(&layout, &config, &nas_name)?;
     nodes.iter().try_for_each(|node| check_node(&layout, &config, node))?;
-    let pki = Pki::open(&layout.pki())?;
+    let pki = Credentials::open(&layout, &config)?;
     let exchange = Exchange::new();
-    let front = start_frontend(&layout, &front_name, &pki, &exchange).await?;
+    let front = start_frontend(&layout, &config, &front_name, &pki, exchange.join(&front_name)?).await?;
+    serve_bus(&layout, &exchange)?;
     let mut running = vec![start_nas(&layout, &config, options.frequency, &nas_name, &pki, exchange.join(&nas_name)?).await?];
     for name in &nodes {
         running.push(start_node(&layout, &config, name, &pki, exchange.join(name)?).await?);
@@ -254,10 +333,10 @@ pub async fn up(options: UpOptions) -> Result<(), Fault> {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     tracing::info!("ready: {nas_name}, {nodes} nodes, state in {}", layout.dir().display());
-    until_told("img-storage up").await
+    until_told("img-storage up", None).await
 }
 
-/// Runs the front end alone; it serves the bus for the other roles.
+/// Runs the front end alone; without a broker it serves the bus for the other roles on this machine.
 ///
 /// # Errors
 /// As [`up`].
@@ -267,11 +346,18 @@ pub async fn frontend(options: RoleOptions) -> Result<(), Fault> {
     fits(&options.dir, &name, Role::Frontend)?;
     let layout = Layout::new(&options.dir)?;
     let _lock = Lock::take(layout.dir())?;
-    let pki = Pki::open(&layout.pki())?;
-    let _front = start_frontend(&layout, &name, &pki, &Exchange::new()).await?;
+    let place = if config.bus.is_some() {
+        join(&layout, &config, None, &name).await?
+    } else {
+        let exchange = Exchange::new();
+        serve_bus(&layout, &exchange)?;
+        Place { member: exchange.join(&name)?, over: None }
+    };
+    let pki = Credentials::open(&layout, &config)?;
+    let _front = start_frontend(&layout, &config, &name, &pki, place.member).await?;
     drop(pki);
     tracing::info!("ready: {name}, state in {}", layout.dir().display());
-    until_told("the front end").await
+    until_told("the front end", place.over).await
 }
 
 /// Runs a NAS alone.
@@ -285,13 +371,13 @@ pub async fn nas(options: RoleOptions) -> Result<(), Fault> {
     let layout = Layout::new(&options.dir)?;
     let _lock = Lock::take(&layout.host(&name)?)?;
     check_nas(&layout, &config, &name)?;
-    let member = bus::socket::join(&options.bus.unwrap_or_else(|| layout.bus_socket()), &name).await?;
+    let place = join(&layout, &config, options.bus, &name).await?;
     // Not before: it is locked, and the front end that serves the bus may be waiting for it.
-    let pki = Pki::open(&layout.pki())?;
-    let _running = start_nas(&layout, &config, options.frequency, &name, &pki, member).await?;
+    let pki = Credentials::open(&layout, &config)?;
+    let _running = start_nas(&layout, &config, options.frequency, &name, &pki, place.member).await?;
     drop(pki);
     tracing::info!("ready: {name}, state in {}", layout.dir().display());
-    until_told("the NAS daemon").await
+    until_told("the NAS daemon", place.over).await
 }
 
 /// Runs a node alone.
@@ -305,11 +391,11 @@ pub async fn vm(options: RoleOptions) -> Result<(), Fault> {
     let layout = Layout::new(&options.dir)?;
     let _lock = Lock::take(&layout.host(&name)?)?;
     check_node(&layout, &config, &name)?;
-    let member = bus::socket::join(&options.bus.unwrap_or_else(|| layout.bus_socket()), &name).await?;
+    let place = join(&layout, &config, options.bus, &name).await?;
     // Not before: it is locked, and the front end that serves the bus may be waiting for it.
-    let pki = Pki::open(&layout.pki())?;
-    let _running = start_node(&layout, &config, &name, &pki, member).await?;
+    let pki = Credentials::open(&layout, &config)?;
+    let _running = start_node(&layout, &config, &name, &pki, place.member).await?;
     drop(pki);
     tracing::info!("ready: {name}, state in {}", layout.dir().display());
-    until_told("the node daemon").await
+    until_told("the node daemon", place.over).await
 }

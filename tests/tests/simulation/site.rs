@@ -4,9 +4,10 @@ use super::plan::{Mishap, Plan, Trouble};
 use img_storage_daemon::{
     bus::{Delivery, Exchange, Post},
     clock::{Clock, Ids},
+    cluster::Cluster,
     nas::{self, Nas},
     node::{self, Node},
-    store::{Journal, NasStore, NodeStore},
+    store::{Commits, Journal, NasStore, NodeStore},
     tasks::Running,
 };
 use img_storage_host::sim::{Crash, Faults, SimNas, World};
@@ -214,18 +215,18 @@ impl Site {
         let running = if *name == self.nas {
             let config = nas::Config {
                 boot: format!("boot {}", self.boots.load(Ordering::Relaxed)),
-                frontend: host("front"),
+                cluster: Cluster::of([host("front")], [self.nas.clone()]),
                 address: name.to_string(),
                 frequency: Interval::seconds(60)?,
                 step_deadline: STEP_DEADLINE,
             };
             let ids = Ids::seeded(self.seed.wrapping_mul(1000) + self.starts.fetch_add(1, Ordering::Relaxed));
             let host = Arc::new(self.faults.nas(self.host.clone()));
-            Nas::start(config, host, NasStore::open(&ledger)?, journal, member, self.clock, ids)?
+            Nas::start(config, host, NasStore::open(&ledger, Commits::Single)?, journal, member, self.clock, ids)?
         } else {
-            let config = node::Config { frontend: host("front"), step_deadline: STEP_DEADLINE };
+            let config = node::Config { cluster: Cluster::of([host("front")], [self.nas.clone()]), step_deadline: STEP_DEADLINE };
             let host = Arc::new(self.faults.node(name));
-            Node::start(config, host, NodeStore::open(&ledger)?, journal, member, self.clock)?
+            Node::start(config, host, NodeStore::open(&ledger, Commits::Single)?, journal, member, self.clock)?
         };
         lock(&self.daemons).insert(name.clone(), running);
         Ok(())

@@ -32,8 +32,10 @@ impl Role {
 
 /// Runs a daemon until it is told to stop.
 pub fn run(daemon: impl Future<Output = Result<(), Fault>>) -> Done {
-    let filter = tracing_subscriber::EnvFilter::try_from_env("IMG_STORAGE_LOG")
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    // What the AMQP library has to say is said by us, in one line.
+    let wanted = std::env::var("IMG_STORAGE_LOG").ok().filter(|wanted| !wanted.is_empty()).unwrap_or_else(|| "info".to_owned());
+    let filter = tracing_subscriber::EnvFilter::try_new(format!("lapin=off,{wanted}"))
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("lapin=off,info"));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)

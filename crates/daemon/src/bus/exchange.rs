@@ -77,7 +77,7 @@ impl Exchange {
             Some(inbox) => match inbox.send(Delivery::Message(message)) {
                 Ok(()) => return,
                 Err(mpsc::error::SendError(Delivery::Message(message) | Delivery::Unroutable(message))) => message,
-                Err(mpsc::error::SendError(Delivery::Foreign(_))) => return,
+                Err(mpsc::error::SendError(_)) => return,
             },
             None => message,
         };

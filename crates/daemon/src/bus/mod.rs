@@ -1,8 +1,10 @@
 //! The bus: how daemons reach each other by name. It may lose, delay or repeat any message.
 //!
 //! [`Exchange`] is the embedded bus, for roles that share a process; [`socket`] stretches it over a unix socket to roles in
-//! other processes of the same machine. A daemon sees only its [`Post`] and its inbox, and cannot tell which it is.
+//! other processes of the same machine; [`amqp`] is the one between hosts, over a broker. A daemon sees only its [`Post`] and its
+//! inbox, and cannot tell which it is.
 
+pub mod amqp;
 mod exchange;
 pub mod socket;
 
@@ -23,6 +25,15 @@ pub enum Delivery {
     Message(Envelope),
     /// A message of its own that nobody could take: there is no such name on the bus now.
     Unroutable(Envelope),
+    /// A message of its own that did not even get onto the bus: nobody can be reached now.
+    Unsent {
+        /// It.
+        message: Envelope,
+        /// What is wrong with the bus.
+        why: String,
+    },
+    /// The bus is there (again): what was sent to this daemon before is lost, and others may have taken it for gone.
+    Connected,
     /// A message for it that no daemon of ours sent.
     Foreign(Foreign),
 }
@@ -58,6 +69,7 @@ pub struct Post {
 enum Wire {
     Exchange(Arc<Exchange>),
     Socket(mpsc::UnboundedSender<Envelope>),
+    Amqp(amqp::Outbox),
 }
 
 impl Post {
@@ -66,7 +78,8 @@ impl Post {
         &self.name
     }
 
-    /// Sends, or at least tries: no answer, no error. Where nobody has the name, a [`Delivery::Unroutable`] comes back.
+    /// Sends, or at least tries: no answer, no error. Where nobody has the name, a [`Delivery::Unroutable`] comes back; where the
+    /// bus itself is away, a [`Delivery::Unsent`].
     pub fn send(&self, to: &HostName, body: Body) {
         let message = Envelope { v: VERSION, from: self.name.clone(), to: to.clone(), body };
         match &self.wire {
@@ -75,6 +88,7 @@ impl Post {
                 // Closed only while this process ends.
                 let _ = wire.send(message);
             }
+            Wire::Amqp(outbox) => outbox.send(message),
         }
     }
 
@@ -84,6 +98,7 @@ impl Post {
             Wire::Exchange(exchange) => exchange.reply(to, body),
             // Nobody foreign speaks over this one.
             Wire::Socket(_) => {}
+            Wire::Amqp(outbox) => outbox.answer(to, body),
         }
     }
 }

@@ -71,7 +71,7 @@ async fn member(exchange: Arc<Exchange>, stream: UnixStream) -> std::io::Result<
             let (returned, message) = match delivery {
                 Delivery::Message(message) => (false, message),
                 Delivery::Unroutable(message) => (true, message),
-                Delivery::Foreign(_) => continue,
+                Delivery::Foreign(_) | Delivery::Unsent { .. } | Delivery::Connected => continue,
             };
             write.write_all(&encode(&(returned, message))?).await?;
         }
@@ -179,5 +179,8 @@ async fn stay(
         stream = again;
         // What was meant for the bus while it was away is old news by now.
         while to_send.try_recv().is_ok() {}
+        if deliver.send(Delivery::Connected).is_err() {
+            return;
+        }
     }
 }

@@ -4,6 +4,7 @@ use super::transfers::Transfers;
 use crate::{
     bus::{Delivery, Member, Post},
     clock::{Clock, Ids},
+    cluster::Cluster,
     tasks::{Running, Tasks},
 };
 use img_storage_model::{
@@ -14,7 +15,7 @@ use img_storage_model::{
 };
 use jiff::Timestamp;
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     time::Duration,
@@ -50,13 +51,16 @@ pub struct Desk {
     pub(super) transfers: Transfers,
     pub(super) credentials: PathBuf,
     started: Timestamp,
+    cluster: Cluster,
     hosts: Mutex<BTreeMap<HostName, Known>>,
     waiting: Mutex<BTreeMap<RequestId, Vec<oneshot::Sender<Answered>>>>,
+    /// Questions that were sent more than once: a NAS may be at work on them.
+    repeated: Mutex<BTreeSet<RequestId>>,
 }
 
 impl Desk {
     /// Starts the front end's side of the bus; `credentials` are its certificates, for moving images.
-    pub fn start(member: Member, clock: Clock, ids: Ids, credentials: PathBuf) -> (Arc<Self>, Running) {
+    pub fn start(member: Member, clock: Clock, ids: Ids, credentials: PathBuf, cluster: Cluster) -> (Arc<Self>, Running) {
         let tasks = Tasks::default();
         let desk = Arc::new_cyclic(|me| Desk {
             me: me.clone(),
@@ -67,8 +71,10 @@ impl Desk {
             transfers: Transfers::default(),
             credentials,
             started: clock.now(),
+            cluster,
             hosts: Mutex::default(),
             waiting: Mutex::default(),
+            repeated: Mutex::default(),
         });
         tasks.spawn(Arc::clone(&desk).receive(member.inbox));
         (desk, Running::new(tasks))
@@ -95,6 +101,8 @@ impl Desk {
                         self.post.answer(reply_to, Reply::Refused(Refusal::unsupported()).encode());
                     }
                 }
+                Delivery::Unsent { message, why } => self.unsent(&message, &why),
+                Delivery::Connected => self.connected(),
                 Delivery::Unroutable(message) => {
                     if let Some(host) = self.known().get_mut(&message.to) {
                         host.away = true;
@@ -109,23 +117,53 @@ impl Desk {
         }
     }
 
+    fn unsent(&self, message: &Envelope, why: &str) {
+        if let Body::Request { id, .. } = message.body
+            && !self.repeated().contains(&id)
+        {
+            let fault = Fault::unreachable(format!("{} cannot be asked: {why}", message.to))
+                .next("nothing was changed by this; see that the broker runs, and ask again");
+            self.answered(id, &Err(fault));
+        }
+    }
+
+    /// The bus is there (again): NASes hear of it, and answer.
+    fn connected(&self) {
+        let nases = self.nases();
+        for nas in nases.iter().chain(self.cluster.nases.iter().flatten().filter(|nas| !nases.contains(nas))) {
+            self.hello(nas, true);
+        }
+    }
+
+    fn hello(&self, to: &HostName, reply: bool) {
+        let hello = Hello {
+            role: Role::Frontend,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pools: Vec::new(),
+            planes: Vec::new(),
+            started: self.started,
+            reply,
+        };
+        self.post.send(to, Body::Hello(hello));
+    }
+
     fn heard(&self, from: HostName, hello: Hello) {
+        if hello.role == Role::Nas && !self.cluster.is_nas(&from) {
+            tracing::warn!(%from, "a hello of somebody who is no NAS of this cluster was refused; see [cluster] nases");
+            return;
+        }
         let known = Known { heard: self.clock.now(), away: false, hello };
         let new = known.hello.started;
         let role = known.hello.role;
         let before = self.known().insert(from.clone(), known);
         if role == Role::Nas && before.is_none_or(|b| b.hello.started != new) {
             // It learns of this front end, and whether that was restarted in the middle of something.
-            let hello = Hello {
-                role: Role::Frontend,
-                version: env!("CARGO_PKG_VERSION").to_owned(),
-                pools: Vec::new(),
-                planes: Vec::new(),
-                started: self.started,
-                reply: false,
-            };
-            self.post.send(&from, Body::Hello(hello));
+            self.hello(&from, false);
         }
+    }
+
+    fn repeated(&self) -> MutexGuard<'_, BTreeSet<RequestId>> {
+        self.repeated.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn answered(&self, id: RequestId, answer: &Answered) {
@@ -158,7 +196,9 @@ impl Desk {
             match timeout(left.min(ASK_AGAIN), &mut answer).await {
                 Ok(Ok(answer)) => return answer.map(|a| *a),
                 Ok(Err(_)) => return Err(Fault::failed("the front end is ending")),
-                Err(_) if Instant::now() < until => {}
+                Err(_) if Instant::now() < until => {
+                    self.repeated().insert(id);
+                }
                 Err(_) => {
                     return Err(Fault::unfinished(format!("not done within {} s; {nas} goes on with it", deadline.as_secs()))
                         .next("see how far it is: img-storage status"));
@@ -320,6 +360,9 @@ impl Drop for Asker<'_> {
             if askers.is_empty() {
                 waiting.remove(&self.id);
             }
+        }
+        if !waiting.contains_key(&self.id) {
+            self.desk.repeated().remove(&self.id);
         }
     }
 }

@@ -13,6 +13,7 @@ mod volume;
 use crate::{
     bus::{Delivery, Member, Post},
     clock::{Clock, Ids},
+    cluster::Cluster,
     store::{Journal, NasStore},
     tasks::{Running, Tasks},
 };
@@ -43,8 +44,8 @@ pub const HELLO_AGAIN: Duration = Duration::from_millis(300);
 
 /// What a NAS daemon is told at its start.
 pub struct Config {
-    /// The front end it says hello to.
-    pub frontend: HostName,
+    /// Whose orders it takes, and whom it says hello to.
+    pub cluster: Cluster,
     /// Where nodes reach its exports.
     pub address: String,
     /// How old the NAS's copy may get while a node has newer writes.
@@ -60,7 +61,7 @@ fn rebooted(record: &mut VolumeRecord, store: &NasStore) -> Result<(), Fault> {
     let Some(mapping) = &mut record.mapping else { return Ok(()) };
     if mapping.authority != Authority::Node && !mapping.base_unsure {
         mapping.base_unsure = true;
-        store.put(record)?;
+        store.put_now(record)?;
     }
     Ok(())
 }
@@ -202,13 +203,15 @@ impl Nas {
                 }
                 Delivery::Unroutable(message) => self.returned(&message),
                 Delivery::Foreign(message) => self.foreign(message),
+                Delivery::Unsent { message, why } => self.unsent(&message, why),
+                Delivery::Connected => self.connected(),
             }
         }
     }
 
     fn returned(self: &Arc<Self>, message: &Envelope) {
         self.peers.away(&message.to);
-        if message.to == self.config.frontend {
+        if self.config.cluster.is_frontend(&message.to) {
             self.frontend_away.store(true, Ordering::Relaxed);
         }
         if let Body::WhoUses { query, .. } = &message.body {
@@ -216,16 +219,40 @@ impl Nas {
         }
     }
 
+    fn unsent(&self, message: &Envelope, why: String) {
+        if let Body::WhoUses { query, .. } = &message.body {
+            self.told(&message.to, *query, Err(why));
+        }
+    }
+
+    /// The bus is there (again): nodes say what they hold, and are told what they are to hold.
+    fn connected(self: &Arc<Self>) {
+        self.give_again();
+        for host in self.config.cluster.frontends.iter().cloned() {
+            self.hello(&host, false);
+        }
+        for node in self.nodes() {
+            self.hello(&node, true);
+        }
+        for entry in self.entries().values().filter(|e| e.asleep.is_none()) {
+            let _ = entry.mailbox.send(volume::Mail::Connected);
+        }
+    }
+
+    fn nodes(&self) -> BTreeSet<HostName> {
+        self.entries().values().filter_map(|e| e.shown.borrow().view.node.clone()).collect()
+    }
+
     fn take(self: &Arc<Self>, message: Envelope) {
         let from = message.from;
         match message.body {
+            Body::Hello(hello) if hello.role == Role::Frontend && !self.config.cluster.is_frontend(&from) => {
+                tracing::warn!(%from, "a hello of somebody who is no front end of this cluster was refused");
+            }
             Body::Hello(hello) => {
                 let restarted = self.peers.heard(&from, &hello, self.clock.now());
-                if restarted
-                    && hello.role == Role::Node
-                    && let Err(fault) = self.store.know_node(&from)
-                {
-                    tracing::warn!("{from} is not remembered: {fault}");
+                if restarted && hello.role == Role::Node {
+                    self.know(&from);
                 }
                 if hello.reply {
                     self.hello(&from, false);
@@ -240,11 +267,14 @@ impl Nas {
             }
             Body::Users { query, holders } => self.told(&from, query, holders),
             // A node may ask only for what concerns itself, and there is nothing of that among the requests.
-            Body::Request { id, .. } if from != self.config.frontend => {
+            Body::Request { id, .. } if !self.config.cluster.is_frontend(&from) => {
                 tracing::warn!(%from, "a request from somebody who is not the front end was refused");
                 let me = self.post.name();
-                let fault = Fault::refused(format!("{me} takes orders from {} only, not from {from}", self.config.frontend))
-                    .next(format!("see that [frontend] name is the same where {me} runs and where the front end runs"));
+                let fault = Fault::refused(format!(
+                    "{me} takes orders from {} only, not from {from}",
+                    self.config.cluster.frontend_names()
+                ))
+                .next(format!("see that [cluster] frontends, or [frontend] name, has it where {me} runs"));
                 self.post.send(&from, Body::Answer { id, answer: Err(fault) });
             }
             Body::Request { id, request } => {
@@ -311,13 +341,14 @@ impl Nas {
     }
 
     async fn greet(self: Arc<Self>) {
-        let nodes: BTreeSet<HostName> = self.entries().values().filter_map(|e| e.shown.borrow().view.node.clone()).collect();
-        for node in &nodes {
-            self.hello(node, true);
+        for node in self.nodes() {
+            self.hello(&node, true);
         }
         loop {
             self.frontend_away.store(false, Ordering::Relaxed);
-            self.hello(&self.config.frontend, false);
+            for host in self.config.cluster.frontends.iter().cloned() {
+                self.hello(&host, false);
+            }
             // A front end that is only just starting is greeted soon.
             tokio::time::sleep(HELLO_AGAIN).await;
             if !self.frontend_away.load(Ordering::Relaxed) {

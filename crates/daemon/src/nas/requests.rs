@@ -30,7 +30,7 @@ impl Nas {
             Ok(None) => {
                 let remember = !matches!(request, Request::Find { .. } | Request::History { .. });
                 let answer = self.answer(&from, id, request).await.map(Box::new);
-                if remember && let Err(fault) = self.store.remember(id, &answer, self.clock.now()) {
+                if remember && let Err(fault) = self.store.remember(id, &answer, self.clock.now()).await {
                     tracing::warn!("{fault}");
                 }
                 answer
@@ -162,7 +162,7 @@ impl Nas {
                     assign: None,
                     mapping: None,
                 };
-                self.store.put(&record)?;
+                self.store.put(&record).await?;
                 self.enter(record);
                 volume
             }

@@ -9,6 +9,7 @@ mod volume;
 use crate::{
     bus::{Delivery, Member, Post},
     clock::Clock,
+    cluster::Cluster,
     nas::{HELLO_AGAIN, HELLO_EVERY},
     store::{Journal, NodeStore},
     tasks::{Running, Tasks},
@@ -32,8 +33,8 @@ use tokio::sync::mpsc;
 
 /// What a node daemon is told at its start.
 pub struct Config {
-    /// The front end it says hello to.
-    pub frontend: HostName,
+    /// Whose volumes it takes, and whom it says hello to.
+    pub cluster: Cluster,
     /// The longest a step may take before it is given up and looked at again.
     pub step_deadline: Duration,
 }
@@ -92,17 +93,18 @@ impl Node {
         });
         let nases: BTreeSet<HostName> = records.iter().filter(|r| !r.has_ended()).map(|r| r.assign.nas.clone()).collect();
         for record in records {
-            node.begin(record);
+            node.begin(record, true);
         }
         tasks.spawn(Arc::clone(&node).receive(member.inbox));
         tasks.spawn(Arc::clone(&node).greet(nases));
         Ok(Running::new(tasks))
     }
 
-    fn begin(self: &Arc<Self>, record: NodeRecord) {
+    /// Starts a volume's actor; a row that is not durable yet is made so before anything else.
+    fn begin(self: &Arc<Self>, record: NodeRecord, durable: bool) {
         let (mailbox, mail) = mpsc::unbounded_channel();
         self.actors.lock().unwrap_or_else(PoisonError::into_inner).insert(record.volume, mailbox);
-        self.tasks.spawn(volume::Actor::new(Arc::clone(self), record, mail).live());
+        self.tasks.spawn(volume::Actor::new(Arc::clone(self), record, durable, mail).live());
     }
 
     async fn receive(self: Arc<Self>, mut inbox: mpsc::UnboundedReceiver<Delivery>) {
@@ -114,26 +116,45 @@ impl Node {
                 }
                 // The NAS is away: everything is told again when it is back.
                 Delivery::Unroutable(message) => {
-                    if message.to == self.config.frontend {
+                    if self.config.cluster.is_frontend(&message.to) {
                         self.frontend_away.store(true, Ordering::Relaxed);
                     }
                 }
                 Delivery::Foreign(message) => self.foreign(&message),
+                Delivery::Unsent { .. } => {}
+                Delivery::Connected => self.connected(),
             }
+        }
+    }
+
+    /// The bus is there (again): what was reported may be lost.
+    fn connected(self: &Arc<Self>) {
+        for host in self.config.cluster.frontends.iter().chain(self.config.cluster.nases.iter().flatten()) {
+            self.hello(host);
+        }
+        self.report_all();
+    }
+
+    fn report_all(&self) {
+        for mailbox in self.actors.lock().unwrap_or_else(PoisonError::into_inner).values() {
+            let _ = mailbox.send(Mail::Report);
         }
     }
 
     fn take(self: &Arc<Self>, message: Envelope) {
         let from = message.from;
         match message.body {
+            Body::Hello(Hello { role: Role::Nas, .. }) | Body::Assign(_) | Body::WhoUses { .. }
+                if !self.config.cluster.is_nas(&from) =>
+            {
+                tracing::warn!(%from, "a message of somebody who is no NAS of this cluster was refused; see [cluster] nases");
+            }
             Body::Hello(hello) => {
                 if hello.reply {
                     self.hello(&from);
                 }
                 if hello.role == Role::Nas {
-                    for mailbox in self.actors.lock().unwrap_or_else(PoisonError::into_inner).values() {
-                        let _ = mailbox.send(Mail::Report);
-                    }
+                    self.report_all();
                 }
             }
             Body::Assign(assign) => self.assigned(&from, *assign),
@@ -154,13 +175,7 @@ impl Node {
             Some(mailbox) => {
                 let _ = mailbox.send(Mail::Assign(Box::new(assign)));
             }
-            None => {
-                let record = NodeRecord::new(assign);
-                match self.store.put(&record) {
-                    Ok(()) => self.begin(record),
-                    Err(fault) => tracing::error!("an assignment could not be stored and was dropped: {fault}"),
-                }
-            }
+            None => self.begin(NodeRecord::new(assign), false),
         }
     }
 
@@ -194,7 +209,9 @@ impl Node {
         }
         loop {
             self.frontend_away.store(false, Ordering::Relaxed);
-            self.hello(&self.config.frontend);
+            for host in &self.config.cluster.frontends {
+                self.hello(host);
+            }
             // A front end that is only just starting is greeted soon.
             tokio::time::sleep(HELLO_AGAIN).await;
             if !self.frontend_away.load(Ordering::Relaxed) {

@@ -34,7 +34,7 @@ pub(crate) struct Actor {
     retry: Retry,
     /// Jobs that failed or stand still; unlike `retry` it is over only when they got somewhere.
     setback: Retry,
-    /// A change could not be made durable, and may be durable all the same: the row is written again before anything else.
+    /// The row is new, or a change could not be made durable and may be durable all the same: it is written before anything else.
     unsure: bool,
     last: Option<(Report, Instant)>,
     tell: bool,
@@ -43,14 +43,14 @@ pub(crate) struct Actor {
 }
 
 impl Actor {
-    pub(super) fn new(node: Arc<Node>, record: NodeRecord, mail: mpsc::UnboundedReceiver<Mail>) -> Self {
+    pub(super) fn new(node: Arc<Node>, record: NodeRecord, durable: bool, mail: mpsc::UnboundedReceiver<Mail>) -> Self {
         Actor {
             node,
             record,
             mail,
             retry: Retry::default(),
             setback: Retry::default(),
-            unsure: false,
+            unsure: !durable,
             last: None,
             tell: true,
             closely: 0,
@@ -62,10 +62,10 @@ impl Actor {
     pub(super) async fn live(mut self) {
         loop {
             while let Ok(mail) = self.mail.try_recv() {
-                self.read(mail);
+                self.read(mail).await;
             }
             if self.unsure {
-                match self.node.store.put(&self.record) {
+                match self.node.store.put(&self.record).await {
                     Ok(()) => self.unsure = false,
                     Err(fault) => {
                         let pause = self.retry.failed(fault.to_string(), self.node.clock.now());
@@ -98,7 +98,7 @@ impl Actor {
                         self.run(step).await
                     }
                 }
-                Decision::Record(change) => match self.record(change) {
+                Decision::Record(change) => match self.record(change).await {
                     Ok(()) => true,
                     Err(why) => self.not_recorded(why, &facts).await,
                 },
@@ -173,7 +173,7 @@ impl Actor {
         };
         match mail {
             Some(mail) => {
-                self.read(mail);
+                self.read(mail).await;
                 true
             }
             None => false,
@@ -192,7 +192,7 @@ impl Actor {
                 biased;
                 done = &mut work => break done,
                 mail = self.mail.recv() => match mail {
-                    Some(mail) => self.read(mail),
+                    Some(mail) => self.read(mail).await,
                     None => return false,
                 },
             }
@@ -201,13 +201,13 @@ impl Actor {
             Ok(Ok(result)) => {
                 self.went_well(&step);
                 if let Some(change) = node::after(&self.record, &step, &result)
-                    && let Err(why) = self.record(change)
+                    && let Err(why) = self.record(change).await
                 {
                     self.retry.failed(why, self.node.clock.now());
                 }
             }
-            Ok(Err(why)) => self.step_failed(&step, &why.to_string()),
-            Err(_) => self.step_failed(&step, &format!("{} was not done within {} s", verb(&step), deadline.as_secs())),
+            Ok(Err(why)) => self.step_failed(&step, &why.to_string()).await,
+            Err(_) => self.step_failed(&step, &format!("{} was not done within {} s", verb(&step), deadline.as_secs())).await,
         }
         true
     }
@@ -231,11 +231,11 @@ impl Actor {
         }
     }
 
-    fn step_failed(&mut self, step: &NodeStep, why: &str) {
+    async fn step_failed(&mut self, step: &NodeStep, why: &str) {
         tracing::warn!(volume = %self.record.assign.name, epoch = %self.record.assign.epoch, "{}: {why}", verb(step));
         self.retry.failed(why.to_owned(), self.node.clock.now());
         if let Some(change) = node::after_error(&self.record, step, why) {
-            if let Err(why) = self.record(change) {
+            if let Err(why) = self.record(change).await {
                 self.retry.failed(why, self.node.clock.now());
             } else {
                 // The push is given up; taking it apart need not wait.
@@ -245,7 +245,7 @@ impl Actor {
     }
 
     /// Makes a change durable, then takes it up.
-    fn record(&mut self, change: NodeChange) -> Result<(), String> {
+    async fn record(&mut self, change: NodeChange) -> Result<(), String> {
         let what = match &change {
             NodeChange::Truth(Truth::Local) => "the local copy is the truth".to_owned(),
             NodeChange::Truth(Truth::Remote) => "the NAS is the truth".to_owned(),
@@ -255,21 +255,21 @@ impl Actor {
         };
         let mut next = self.record.clone();
         next.apply(change);
-        self.node.store.put(&next).map_err(|fault| fault.to_string())?;
+        self.node.store.put(&next).await.map_err(|fault| fault.to_string())?;
         self.record = next;
         tracing::info!(volume = %self.record.assign.name, epoch = %self.record.assign.epoch, "{what}");
         self.node.journal.note(self.record.volume, self.node.clock.now(), &what);
         Ok(())
     }
 
-    fn read(&mut self, mail: Mail) {
+    async fn read(&mut self, mail: Mail) {
         match mail {
-            Mail::Assign(assign) => self.assigned(*assign),
+            Mail::Assign(assign) => self.assigned(*assign).await,
             Mail::Report => self.tell = true,
         }
     }
 
-    fn assigned(&mut self, assign: Assign) {
+    async fn assigned(&mut self, assign: Assign) {
         self.tell = true;
         let known = &self.record.assign;
         if assign.nas != known.nas && !self.record.has_ended() {
@@ -284,7 +284,7 @@ impl Actor {
         }
         let mut next = self.record.clone();
         next.assign = assign;
-        match self.node.store.put(&next) {
+        match self.node.store.put(&next).await {
             Ok(()) => {
                 if self.record.assign.want != next.assign.want {
                     self.setback.well();

@@ -5,11 +5,13 @@
 
 mod foreign;
 mod journal;
+mod ledger;
 mod nas;
 mod node;
 
 pub use foreign::{Begun, ForeignRequest};
 pub use journal::Journal;
+pub use ledger::Commits;
 pub use nas::NasStore;
 pub use node::NodeStore;
 

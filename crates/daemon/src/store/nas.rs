@@ -1,13 +1,10 @@
 //! A NAS's ledger: its volumes and the answers it has given.
 
-use super::{broken, foreign, garbled, open};
+use super::{Commits, broken, foreign, garbled, ledger::Ledger};
 use img_storage_model::{Fault, RequestId, VolumeId, api::Answer, nas::VolumeRecord};
 use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension as _, params};
-use std::{
-    path::Path,
-    sync::{Mutex, MutexGuard, PoisonError},
-};
+use std::path::Path;
 
 const SCHEMA: &str = "
 create table if not exists volume (id text primary key, pool text not null, name text not null, record text not null, unique (pool, name)) strict;
@@ -20,7 +17,7 @@ create index if not exists answer_at on answer (at);
 const KEEP_ANSWERS: i64 = 24 * 3600;
 
 /// The ledger of a NAS.
-pub struct NasStore(Mutex<Connection>);
+pub struct NasStore(pub(super) Ledger);
 
 /// An answer as it was given.
 pub type Given = Result<Box<Answer>, Fault>;
@@ -30,12 +27,8 @@ impl NasStore {
     ///
     /// # Errors
     /// When the file is damaged or cannot be written; it is left as it is.
-    pub fn open(path: &Path) -> Result<Self, Fault> {
-        open(path, "FULL", &format!("{SCHEMA}{}", foreign::SCHEMA)).map(|db| NasStore(Mutex::new(db)))
-    }
-
-    pub(super) fn db(&self) -> MutexGuard<'_, Connection> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    pub fn open(path: &Path, commits: Commits) -> Result<Self, Fault> {
+        Ledger::open(path, &format!("{SCHEMA}{}", foreign::SCHEMA), commits).map(NasStore)
     }
 
     /// Every volume.
@@ -43,7 +36,7 @@ impl NasStore {
     /// # Errors
     /// When the ledger cannot be read.
     pub fn volumes(&self) -> Result<Vec<VolumeRecord>, Fault> {
-        let db = self.db();
+        let db = self.0.read();
         let mut query = db.prepare("select record from volume order by pool, name").map_err(|e| broken("be read", e))?;
         let rows = query.query_map([], |row| row.get::<_, String>(0)).map_err(|e| broken("be read", e))?;
         rows.map(|row| {
@@ -58,7 +51,7 @@ impl NasStore {
     /// # Errors
     /// When the ledger cannot be read.
     pub fn volume(&self, id: VolumeId) -> Result<Option<VolumeRecord>, Fault> {
-        let db = self.db();
+        let db = self.0.read();
         let row = db.query_row("select record from volume where id = ?1", [id.to_string()], |row| row.get::<_, String>(0));
         let text = row.optional().map_err(|e| broken("be read", e))?;
         text.map(|t| serde_json::from_str(&t).map_err(|e| garbled(&db, e))).transpose()
@@ -68,32 +61,29 @@ impl NasStore {
     ///
     /// # Errors
     /// When the ledger cannot be written, or another volume has the pool and name.
-    pub fn put(&self, record: &VolumeRecord) -> Result<(), Fault> {
-        let text = serde_json::to_string(record).map_err(|e| broken("be written", e))?;
-        self.db()
-            .prepare_cached(
-                "insert into volume (id, pool, name, record) values (?1, ?2, ?3, ?4) on conflict (id) do update set record = excluded.record",
-            )
-            .and_then(|mut q| q.execute(params![record.id.to_string(), record.pool.as_str(), record.name.as_str(), text]))
-            .map(drop)
-            .map_err(|e| broken("be written", e))
+    pub async fn put(&self, record: &VolumeRecord) -> Result<(), Fault> {
+        self.0.change(row(record)?).await
+    }
+
+    /// The same while everything waits, for the daemon's start.
+    ///
+    /// # Errors
+    /// As [`NasStore::put`].
+    pub fn put_now(&self, record: &VolumeRecord) -> Result<(), Fault> {
+        self.0.change_now(row(record)?)
     }
 
     /// Removes a volume's row, and in the same instant remembers the answer to who asked for that.
     ///
     /// # Errors
     /// When the ledger cannot be written.
-    pub fn remove(&self, volume: VolumeId, asked: Option<RequestId>, now: Timestamp) -> Result<(), Fault> {
-        let mut db = self.db();
-        let mut all = || -> rusqlite::Result<()> {
-            let tx = db.transaction()?;
-            tx.execute("delete from volume where id = ?1", [volume.to_string()])?;
-            if let Some(request) = asked {
-                give(&tx, request, &Ok(Box::new(Answer::Deleted)), now)?;
-            }
-            tx.commit()
+    pub async fn remove(&self, volume: VolumeId, asked: Option<RequestId>, now: Timestamp) -> Result<(), Fault> {
+        let deleted = asked.map(|request| Ok((request, answer(&Ok(Box::new(Answer::Deleted)))?))).transpose()?;
+        let removal = move |db: &Connection| {
+            db.execute("delete from volume where id = ?1", [volume.to_string()])?;
+            deleted.map_or(Ok(()), |(request, text)| give(db, request, &text, now))
         };
-        all().map_err(|e| broken("be written", e))
+        self.0.change(removal).await
     }
 
     /// Notes the machine's boot; says whether it is another one than last time.
@@ -101,15 +91,17 @@ impl NasStore {
     /// # Errors
     /// When the ledger cannot be read or written.
     pub fn booted(&self, boot: &str) -> Result<bool, Fault> {
-        let db = self.db();
-        let last: Option<String> =
-            db.query_row("select id from boot", [], |row| row.get(0)).optional().map_err(|e| broken("be read", e))?;
+        let last: Option<String> = (self.0.read())
+            .query_row("select id from boot", [], |row| row.get(0))
+            .optional()
+            .map_err(|e| broken("be read", e))?;
         if last.as_deref() == Some(boot) {
             return Ok(false);
         }
-        db.execute_batch("delete from boot")
-            .and_then(|()| db.execute("insert into boot (id) values (?1)", [boot]))
-            .map_err(|e| broken("be written", e))?;
+        self.0.change_now(|db| {
+            db.execute_batch("delete from boot")?;
+            db.execute("insert into boot (id) values (?1)", [boot]).map(drop)
+        })?;
         Ok(last.is_some())
     }
 
@@ -118,8 +110,7 @@ impl NasStore {
     /// # Errors
     /// When the ledger cannot be read.
     pub fn answer(&self, request: RequestId) -> Result<Option<Given>, Fault> {
-        let text: Option<String> = self
-            .db()
+        let text: Option<String> = (self.0.read())
             .query_row("select answer from answer where request = ?1", [request.to_string()], |row| row.get(0))
             .optional()
             .map_err(|e| broken("be read", e))?;
@@ -130,17 +121,32 @@ impl NasStore {
     ///
     /// # Errors
     /// When the ledger cannot be written.
-    pub fn remember(&self, request: RequestId, answer: &Given, now: Timestamp) -> Result<(), Fault> {
-        give(&self.db(), request, answer, now).map_err(|e| broken("be written", e))
+    pub async fn remember(&self, request: RequestId, given: &Given, now: Timestamp) -> Result<(), Fault> {
+        let text = answer(given)?;
+        self.0.change(move |db| give(db, request, &text, now)).await
     }
 }
 
-fn give(db: &Connection, request: RequestId, answer: &Given, now: Timestamp) -> rusqlite::Result<()> {
-    let text = serde_json::to_string(answer).map_err(|e| rusqlite::Error::ToSqlConversionFailure(Box::new(e)))?;
-    db.execute("delete from answer where at < ?1", [now.as_second() - KEEP_ANSWERS])?;
-    db.execute(
-        "insert or ignore into answer (request, at, answer) values (?1, ?2, ?3)",
-        params![request.to_string(), now.as_second(), text],
-    )
-    .map(drop)
+/// The writing of a volume's row.
+fn row(record: &VolumeRecord) -> Result<impl FnOnce(&Connection) -> rusqlite::Result<()> + Send + 'static, Fault> {
+    let text = serde_json::to_string(record).map_err(|e| broken("be written", e))?;
+    let (id, pool, name) = (record.id.to_string(), record.pool.clone(), record.name.clone());
+    Ok(move |db: &Connection| {
+        db.prepare_cached(
+            "insert into volume (id, pool, name, record) values (?1, ?2, ?3, ?4) on conflict (id) do update set record = excluded.record",
+        )?
+        .execute(params![id, pool.as_str(), name.as_str(), text])
+        .map(drop)
+    })
+}
+
+fn answer(given: &Given) -> Result<String, Fault> {
+    serde_json::to_string(given).map_err(|e| broken("be written", e))
+}
+
+fn give(db: &Connection, request: RequestId, text: &str, now: Timestamp) -> rusqlite::Result<()> {
+    db.prepare_cached("delete from answer where at < ?1")?.execute([now.as_second() - KEEP_ANSWERS])?;
+    db.prepare_cached("insert or ignore into answer (request, at, answer) values (?1, ?2, ?3)")?
+        .execute(params![request.to_string(), now.as_second(), text])
+        .map(drop)
 }

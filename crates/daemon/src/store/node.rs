@@ -1,25 +1,22 @@
 //! A node's ledger: its assignments and which of its copies are the truth.
 
-use super::{broken, garbled, open};
+use super::{Commits, broken, garbled, ledger::Ledger};
 use img_storage_model::{Fault, node::NodeRecord};
-use rusqlite::{Connection, params};
-use std::{
-    path::Path,
-    sync::{Mutex, PoisonError},
-};
+use rusqlite::params;
+use std::path::Path;
 
 const SCHEMA: &str = "create table if not exists volume (id text primary key, record text not null) strict;";
 
 /// The ledger of a node.
-pub struct NodeStore(Mutex<Connection>);
+pub struct NodeStore(Ledger);
 
 impl NodeStore {
     /// Opens or makes the ledger.
     ///
     /// # Errors
     /// When the file is damaged or cannot be written; it is left as it is.
-    pub fn open(path: &Path) -> Result<Self, Fault> {
-        open(path, "FULL", SCHEMA).map(|db| NodeStore(Mutex::new(db)))
+    pub fn open(path: &Path, commits: Commits) -> Result<Self, Fault> {
+        Ledger::open(path, SCHEMA, commits).map(NodeStore)
     }
 
     /// Every volume this node has ever had, with what it must remember of it.
@@ -27,7 +24,7 @@ impl NodeStore {
     /// # Errors
     /// When the ledger cannot be read.
     pub fn volumes(&self) -> Result<Vec<NodeRecord>, Fault> {
-        let db = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let db = self.0.read();
         let mut query = db.prepare("select record from volume order by id").map_err(|e| broken("be read", e))?;
         let rows = query.query_map([], |row| row.get::<_, String>(0)).map_err(|e| broken("be read", e))?;
         rows.map(|row| {
@@ -41,14 +38,16 @@ impl NodeStore {
     ///
     /// # Errors
     /// When the ledger cannot be written.
-    pub fn put(&self, record: &NodeRecord) -> Result<(), Fault> {
+    pub async fn put(&self, record: &NodeRecord) -> Result<(), Fault> {
         let text = serde_json::to_string(record).map_err(|e| broken("be written", e))?;
-        let db = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        db.prepare_cached(
-            "insert into volume (id, record) values (?1, ?2) on conflict (id) do update set record = excluded.record",
-        )
-        .and_then(|mut q| q.execute(params![record.volume.to_string(), text]))
-        .map(drop)
-        .map_err(|e| broken("be written", e))
+        let id = record.volume.to_string();
+        let write = move |db: &rusqlite::Connection| {
+            db.prepare_cached(
+                "insert into volume (id, record) values (?1, ?2) on conflict (id) do update set record = excluded.record",
+            )?
+            .execute(params![id, text])
+            .map(drop)
+        };
+        self.0.change(write).await
     }
 }

@@ -172,7 +172,13 @@ impl Bed {
             NasLayer::Disk => format!("e{epoch}"),
             NasLayer::Overlay => format!("e{epoch}.back"),
         };
-        self.nas(NasStep::StartExport { epoch: Epoch(epoch), name, peer: peer(), port: self.port, layer }).await;
+        let step = NasStep::StartExport { epoch: Epoch(epoch), name, peer: peer(), port: self.port, layer };
+        // A daemon tries again: the files of a killed process with requests in the kernel stay locked a little longer than it lives.
+        let begin = Instant::now();
+        while let Err(why) = self.try_nas(step.clone()).await {
+            assert!(begin.elapsed() < Duration::from_secs(10), "{why}");
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
     }
 
     /// From nothing to a guest on the NAS.

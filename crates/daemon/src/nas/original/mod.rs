@@ -77,7 +77,10 @@ impl Nas {
                     self.tasks.spawn(async move { nas.carry_out(id, reply_to, request, true).await });
                 }
                 // It was understood when it was written down, by another version then.
-                (None, Err(refusal)) => self.end(id, &reply_to, &Reply::Refused(refusal)),
+                (None, Err(refusal)) => {
+                    let nas = Arc::clone(self);
+                    self.tasks.spawn(async move { nas.end(id, &reply_to, &Reply::Refused(refusal)).await });
+                }
             }
         }
         Ok(())
@@ -110,6 +113,16 @@ impl Nas {
         }
     }
 
+    /// Remembers that there is such a node, for when it is away.
+    pub(super) fn know(self: &Arc<Self>, node: &HostName) {
+        let (nas, node) = (Arc::clone(self), node.clone());
+        self.tasks.spawn(async move {
+            if let Err(fault) = nas.store.know_node(&node).await {
+                tracing::warn!("{node} is not remembered: {fault}");
+            }
+        });
+    }
+
     /// The node or NAS, whose connection a request came over that only a front end may send.
     fn no_frontend(&self, user: Option<&str>) -> Option<HostName> {
         let host = HostName::new(user?).ok()?;
@@ -119,7 +132,7 @@ impl Nas {
     async fn begin(self: Arc<Self>, reply_to: ReplyTo, body: Vec<u8>, request: NasRequest) {
         let now = self.clock.now();
         let id = RequestId(self.ids.fresh(now));
-        match self.store.foreign_begin(id, &reply_to, &body, now) {
+        match self.store.foreign_begin(id, &reply_to, &body, now).await {
             Ok(Begun::New) => self.carry_out(id, reply_to, request, false).await,
             Ok(Begun::UnderWay) => {}
             Ok(Begun::Answered(answer)) => self.give(None, &reply_to, answer),
@@ -130,13 +143,13 @@ impl Nas {
 
     async fn carry_out(self: Arc<Self>, id: RequestId, reply_to: ReplyTo, request: NasRequest, again: bool) {
         let reply = self.obey(id, request, again).await;
-        self.end(id, &reply_to, &reply);
+        self.end(id, &reply_to, &reply).await;
     }
 
-    fn end(&self, id: RequestId, reply_to: &ReplyTo, reply: &Reply) {
+    async fn end(&self, id: RequestId, reply_to: &ReplyTo, reply: &Reply) {
         let answer = reply.encode();
         let sent = std::mem::take(&mut *lock(&self.original.sent));
-        if let Err(fault) = self.store.foreign_end(id, &answer, &sent) {
+        if let Err(fault) = self.store.foreign_end(id, &answer, sent).await {
             tracing::warn!("an answer could not be written down; it will be given again after a restart: {fault}");
         }
         self.give(Some(id), reply_to, answer);
@@ -155,7 +168,6 @@ impl Nas {
     }
 
     /// The bus was away and is back: who asked may still wait for an answer that went under with it.
-    #[allow(dead_code, reason = "the embedded bus does not go away")]
     pub(super) fn give_again(&self) {
         for (at, reply_to, answer) in lock(&self.original.given).iter() {
             if at.elapsed() <= UNSURE {

@@ -82,7 +82,7 @@ impl Nas {
             && let Some(view) = self.view(volume).filter(|v| v.node.is_none())
         {
             let epoch = view.epoch.next();
-            match self.store.foreign_pool(volume, epoch, &pool) {
+            match self.store.foreign_pool(volume, epoch, &pool).await {
                 Ok(()) => drop(lock(&self.original.pools).insert(volume, (epoch, pool.to_string()))),
                 Err(fault) => tracing::warn!("which pool was asked for will not be shown: {fault}"),
             }

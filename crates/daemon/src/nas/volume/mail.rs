@@ -10,9 +10,9 @@ use img_storage_model::{
 use tokio::time::Instant;
 
 impl Actor {
-    pub(super) fn read(&mut self, mail: Mail) {
+    pub(super) async fn read(&mut self, mail: Mail) {
         match mail {
-            Mail::Report { from, report } => self.reported(&from, *report),
+            Mail::Report { from, report } => self.reported(&from, *report).await,
             Mail::Restarted { host, role, started } => {
                 if self.record.mapping.as_ref().is_some_and(|m| m.node == host) {
                     self.sent = None;
@@ -20,7 +20,7 @@ impl Actor {
                 }
                 let importer = matches!(&self.record.stage, Stage::Importing { peer, session, complete: false, .. }
                     if *peer == host && session.is_some_and(|session| session != started));
-                if role == Role::Frontend && importer && self.record(&NasChange::GiveUp).is_err() {
+                if role == Role::Frontend && importer && self.record(&NasChange::GiveUp).await.is_err() {
                     tracing::warn!(volume = %self.record.name, "its import was broken off, which could not be recorded");
                 }
                 let reader = self.reader.as_ref().is_some_and(|(peer, _)| *peer == host);
@@ -28,24 +28,26 @@ impl Actor {
                     self.reader = None;
                 }
             }
+            Mail::Connected => (self.sent, self.heard) = (None, None),
             Mail::Intent { request, intent, reply } => {
-                let answer = self.intend(request, &intent);
+                let answer = self.intend(request, &intent).await;
                 // Who asked may have given up.
                 let _ = reply.send(answer);
             }
             Mail::Read { peer, port, reply } => {
-                let _ = reply.send(self.lend(peer, port));
+                let answer = self.lend(peer, port).await;
+                let _ = reply.send(answer);
             }
             Mail::ReadDone => self.reader = None,
         }
     }
 
-    fn intend(&mut self, request: RequestId, intent: &Intent) -> Result<(), Fault> {
+    async fn intend(&mut self, request: RequestId, intent: &Intent) -> Result<(), Fault> {
         let mut next = self.record.clone();
         let now = self.nas.clock.now();
         nas::apply(&mut next, intent, request, now, self.reader.is_some())?;
         if next != self.record {
-            self.nas.store.put(&next)?;
+            self.nas.store.put(&next).await?;
             self.record = next;
             self.nas.journal.note(self.record.id, now, &asked(intent));
             self.retry.well();
@@ -59,16 +61,16 @@ impl Actor {
     }
 
     /// Notes that no reader has it any more.
-    pub(super) fn taken_back(&mut self, facts: &NasFacts) -> Result<(), Fault> {
+    pub(super) async fn taken_back(&mut self, facts: &NasFacts) -> Result<(), Fault> {
         if self.record.lent && self.reader.is_none() && facts.reader.known() == Some(&false) {
             let next = VolumeRecord { lent: false, ..self.record.clone() };
-            self.nas.store.put(&next)?;
+            self.nas.store.put(&next).await?;
             self.record = next;
         }
         Ok(())
     }
 
-    fn lend(&mut self, peer: HostName, port: u16) -> Result<(), Fault> {
+    async fn lend(&mut self, peer: HostName, port: u16) -> Result<(), Fault> {
         let name = format!("volume {}/{}", self.record.pool, self.record.name);
         if self.reader.is_some() {
             return Err(Fault::refused(format!("{name} is being exported to a file already")).next("wait for that to end"));
@@ -82,7 +84,7 @@ impl Actor {
             _ => {
                 // A daemon that starts again must know that there is an export to end.
                 let next = VolumeRecord { lent: true, ..self.record.clone() };
-                self.nas.store.put(&next)?;
+                self.nas.store.put(&next).await?;
                 self.record = next;
                 self.lent_to = self.nas.peers.session(&peer);
                 self.reader = Some((peer, port));
@@ -93,7 +95,7 @@ impl Actor {
         }
     }
 
-    fn reported(&mut self, from: &HostName, report: Report) {
+    async fn reported(&mut self, from: &HostName, report: Report) {
         match &self.record.mapping {
             Some(m) if m.node == *from && m.epoch == report.epoch => {
                 self.heard = Some(Instant::now());
@@ -107,19 +109,19 @@ impl Actor {
                     self.report = Some(report);
                 }
             }
-            _ => self.stranger(from, &report),
+            _ => self.stranger(from, &report).await,
         }
     }
 
     /// A report of a mapping that is over, or that this ledger does not know.
-    fn stranger(&mut self, from: &HostName, report: &Report) {
+    async fn stranger(&mut self, from: &HostName, report: &Report) {
         let now = self.nas.clock.now();
         let mut next = self.record.clone();
         let request = RequestId(self.nas.ids.fresh(now));
         if let Ok(port) = self.nas.host.free_port()
             && nas::adopt(&mut next, from, report, request, now, port)
         {
-            if self.nas.store.put(&next).is_ok() {
+            if self.nas.store.put(&next).await.is_ok() {
                 self.record = next;
                 let what = format!("{from} holds an unsynced local copy of epoch {}: taken up again", report.epoch);
                 tracing::warn!(volume = %self.record.name, "{what}");

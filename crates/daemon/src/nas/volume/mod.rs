@@ -43,6 +43,8 @@ pub(crate) enum Mail {
     Report { from: HostName, report: Box<Report> },
     /// A host came (back).
     Restarted { host: HostName, role: Role, started: Timestamp },
+    /// The bus is there (again): whether the node got its assignment is not known.
+    Connected,
     /// From an operator; answered when it is durable or refused.
     Intent { request: RequestId, intent: Box<Intent>, reply: oneshot::Sender<Result<(), Fault>> },
     /// A front end wants to read the volume.
@@ -115,11 +117,11 @@ impl Actor {
     pub(super) async fn live(mut self) {
         while !self.over {
             while let Ok(mail) = self.mail.try_recv() {
-                self.read(mail);
+                self.read(mail).await;
             }
             self.at_rest = false;
             let facts = self.observe().await;
-            if let Err(fault) = self.taken_back(&facts).and_then(|()| self.assign(&facts)) {
+            if let Err(fault) = self.kept_up(&facts).await {
                 self.pause(fault.to_string()).await;
                 continue;
             }
@@ -137,7 +139,7 @@ impl Actor {
                     }
                 }
                 Decision::Record(change) => {
-                    if let Err(fault) = self.record(&change) {
+                    if let Err(fault) = self.record(&change).await {
                         self.pause(fault.to_string()).await;
                     }
                 }
@@ -164,6 +166,12 @@ impl Actor {
             }
         }
         self.nas.forget(self.record.id);
+    }
+
+    /// Brings what others are to know up to date with what is seen.
+    async fn kept_up(&mut self, facts: &NasFacts) -> Result<(), Fault> {
+        self.taken_back(facts).await?;
+        self.assign(facts).await
     }
 
     async fn observe(&mut self) -> NasFacts {
@@ -219,7 +227,7 @@ impl Actor {
             }
         };
         match mail {
-            Some(mail) => self.read(mail),
+            Some(mail) => self.read(mail).await,
             None => self.over = true,
         }
     }
@@ -257,7 +265,7 @@ impl Actor {
                 biased;
                 done = &mut work => break done,
                 mail = self.mail.recv() => match mail {
-                    Some(mail) => self.read(mail),
+                    Some(mail) => self.read(mail).await,
                     None => break (&mut work).await,
                 },
             }
@@ -265,16 +273,16 @@ impl Actor {
         match done {
             Ok(Ok(result)) => {
                 self.went_well(&step);
-                self.finished(&step, &result);
+                self.finished(&step, &result).await;
             }
-            Ok(Err(why)) => self.step_failed(&step, &why.to_string()),
-            Err(_) => self.step_failed(&step, &format!("{} was not done within {} s", verb(&step), deadline.as_secs())),
+            Ok(Err(why)) => self.step_failed(&step, &why.to_string()).await,
+            Err(_) => self.step_failed(&step, &format!("{} was not done within {} s", verb(&step), deadline.as_secs())).await,
         }
     }
 
-    fn finished(&mut self, step: &NasStep, result: &StepResult) {
+    async fn finished(&mut self, step: &NasStep, result: &StepResult) {
         if let Some(change) = nas::after(&self.record, step, result)
-            && let Err(fault) = self.record(&change)
+            && let Err(fault) = self.record(&change).await
         {
             self.retry.failed(fault.to_string(), self.nas.clock.now());
         }
@@ -299,7 +307,7 @@ impl Actor {
         }
     }
 
-    fn step_failed(&mut self, step: &NasStep, why: &str) {
+    async fn step_failed(&mut self, step: &NasStep, why: &str) {
         tracing::warn!(volume = %self.record.name, epoch = %self.record.epoch, "{}: {why}", verb(step));
         if matches!(step, NasStep::StartReader { .. }) {
             // Who wants to read it is told; the volume's own life goes on.
@@ -313,17 +321,17 @@ impl Actor {
             if change == NasChange::GiveUp {
                 self.failed = Some(Fault::failed(why));
             }
-            if let Err(fault) = self.record(&change) {
+            if let Err(fault) = self.record(&change).await {
                 self.retry.failed(fault.to_string(), self.nas.clock.now());
             }
         }
     }
 
     /// Makes a change durable, then takes it up.
-    fn record(&mut self, change: &NasChange) -> Result<(), Fault> {
+    async fn record(&mut self, change: &NasChange) -> Result<(), Fault> {
         let now = self.nas.clock.now();
         if *change == NasChange::Deleted {
-            self.nas.store.remove(self.record.id, self.record.asked, now)?;
+            self.nas.store.remove(self.record.id, self.record.asked, now).await?;
             self.over = true;
             return Ok(());
         }
@@ -335,7 +343,7 @@ impl Actor {
             _ => 0,
         };
         next.apply(change, now, || (img_storage_model::SnapshotId(self.nas.ids.fresh(now)), port));
-        self.nas.store.put(&next)?;
+        self.nas.store.put(&next).await?;
         self.note(change, now);
         self.record = next;
         if *change == NasChange::Layer(img_storage_model::nas::NasLayer::Disk) {
@@ -393,7 +401,7 @@ impl Actor {
     }
 
     /// Brings the node's assignment up to date, and sends it when it is new or was not answered.
-    fn assign(&mut self, facts: &NasFacts) -> Result<(), Fault> {
+    async fn assign(&mut self, facts: &NasFacts) -> Result<(), Fault> {
         let Some(next) = nas::assignment(&self.record, facts, self.nas.post.name(), &self.nas.config.address) else {
             self.sent = None;
             return Ok(());
@@ -405,7 +413,7 @@ impl Actor {
         if self.record.assign.as_ref() != Some(&next) {
             let mut record = self.record.clone();
             record.assign = Some(next.clone());
-            self.nas.store.put(&record)?;
+            self.nas.store.put(&record).await?;
             self.record = record;
             self.send(next);
             return Ok(());
