@@ -50,11 +50,11 @@ pub struct Behind {
 }
 
 /// Whether the original would take no order for a volume in this phase: something moves that it would hold a lock for. A copy
-/// that is stuck is no reason, for then it could never be given up.
+/// that is stuck is no reason, for then it could never be given up; neither is a node that has not said yet how things are.
 pub fn locked(view: &VolumeView) -> bool {
     match view.phase {
-        Phase::Unmapped | Phase::Remote | Phase::Local => false,
-        Phase::Copying | Phase::Attaching => view.stuck.is_none(),
+        Phase::Unmapped | Phase::Attaching | Phase::Remote | Phase::Local => false,
+        Phase::Copying => view.stuck.is_none(),
         Phase::Creating | Phase::Importing | Phase::Switching | Phase::BringingBack | Phase::Returning | Phase::Deleting => true,
     }
 }

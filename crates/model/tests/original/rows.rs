@@ -65,7 +65,7 @@ fn the_phases_in_the_originals_words() {
     for (phase, fields, sending, deleting, time, locked, word) in [
         (Phase::Unmapped, json!({}), None, None, None, false, "unmapped"),
         (Phase::Creating, json!({}), None, None, None, true, "unmapped"),
-        (Phase::Attaching, json!({"node": "n"}), None, None, None, true, "mapped"),
+        (Phase::Attaching, json!({"node": "n"}), None, None, None, false, "mapped"),
         (Phase::Remote, json!({"node": "n"}), None, None, None, false, "mapped"),
         (Phase::Copying, json!({"node": "n", "transfer_since": at}), Some(1), Some(1), Some(seconds), true, "NAS->VM"),
         (Phase::Switching, json!({"node": "n", "transfer_since": at}), None, None, None, true, "mapped"),
