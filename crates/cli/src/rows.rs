@@ -139,6 +139,7 @@ pub fn volume_records(volumes: &[VolumeView]) -> Vec<Record> {
             ("sync", v.sync.to_string()),
             ("lag", some(v.lag)),
             ("frequency", some(v.frequency)),
+            ("next_sync", some(v.next_sync)),
             ("dirty", some(v.dirty)),
             ("done", some(v.progress.map(|p| p.done))),
             ("total", some(v.progress.map(|p| p.total))),

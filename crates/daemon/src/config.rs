@@ -3,7 +3,10 @@
 mod bus;
 
 pub use bus::{Address, Auth, Bus, Hosts, Issued};
-use img_storage_model::{Fault, HostName, Interval, PoolName};
+use img_storage_model::{
+    Fault, HostName, Interval, PoolName,
+    attribute::{Speed, SyncWorkers},
+};
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
 
@@ -13,6 +16,14 @@ use std::path::{Path, PathBuf};
 pub struct Config {
     /// How old the NAS's copy of a volume may get while its node has newer writes.
     pub frequency: Option<Interval>,
+    /// How fast volumes may go to nodes.
+    #[serde(default, deserialize_with = "speed")]
+    pub download_speed: Option<Speed>,
+    /// How fast changes may go home.
+    #[serde(default, deserialize_with = "speed")]
+    pub upload_speed: Option<Speed>,
+    /// How many transfers a NAS lets run at once in each direction.
+    pub sync_workers: Option<SyncWorkers>,
     /// The front end.
     #[serde(default)]
     pub frontend: Frontend,
@@ -30,6 +41,11 @@ pub struct Config {
     /// The certificates.
     #[serde(default)]
     pub pki: Issued,
+}
+
+/// A speed as operators write it.
+fn speed<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Option<Speed>, D::Error> {
+    String::deserialize(from)?.parse().map(Some).map_err(serde::de::Error::custom)
 }
 
 /// `[frontend]`
@@ -116,6 +132,9 @@ mod tests {
         for bad in [
             "frequncy = \"60s\"",
             "frequency = \"often\"",
+            "upload_speed = \"fast\"",
+            "download_speed = \"0\"",
+            "sync_workers = 0",
             "[nas]\nadress = \"127.0.0.1\"",
             "[nas.pools]\n\"a/b\" = \"/x\"",
             "[vm]\nnodes = -1",

@@ -21,7 +21,7 @@ use img_storage_host::qemu::{
     node::QemuNode,
     pool::{self, PoolError},
 };
-use img_storage_model::{Fault, HostName, Interval, PoolName, messages::Role};
+use img_storage_model::{Fault, HostName, Interval, PoolName, attribute::Defaults, messages::Role};
 use std::{
     collections::BTreeMap,
     fs,
@@ -91,7 +91,7 @@ fn cluster(config: &Config) -> Result<Cluster, Fault> {
 /// Where a host's certificates come from.
 enum Credentials {
     /// A CA of this machine's own.
-    Made(Pki),
+    Made(Box<Pki>),
     /// They were made elsewhere, and lie in this directory.
     Issued(PathBuf),
 }
@@ -102,7 +102,7 @@ impl Credentials {
             Some(dir) => Ok(Credentials::Issued(dir.to_owned())),
             None if config.bus.is_some() => Err(Fault::invalid("[bus] is configured without [pki] dir")
                 .next("nothing was started; name the directory of the certificates that were issued for this host")),
-            None => Ok(Credentials::Made(Pki::open(&layout.pki())?)),
+            None => Ok(Credentials::Made(Box::new(Pki::open(&layout.pki())?))),
         }
     }
 
@@ -198,6 +198,18 @@ fn ledger_of(layout: &Layout, name: &HostName, pool: &Path) -> Result<(), Fault>
     })
 }
 
+/// What counts where no attribute was set.
+fn defaults(config: &Config, frequency: Option<Interval>) -> Result<Defaults, Fault> {
+    let frequency = frequency.or(config.frequency).map_or_else(|| Interval::seconds(FREQUENCY), Ok)?;
+    let built_in = Defaults::of(frequency);
+    Ok(Defaults {
+        frequency,
+        download_speed: config.download_speed.unwrap_or(built_in.download_speed),
+        upload_speed: config.upload_speed.unwrap_or(built_in.upload_speed),
+        sync_workers: config.sync_workers.unwrap_or(built_in.sync_workers),
+    })
+}
+
 async fn start_nas(
     layout: &Layout,
     config: &Config,
@@ -218,7 +230,7 @@ async fn start_nas(
     let settings = nas::Config {
         cluster: cluster(config)?,
         address,
-        frequency: frequency.or(config.frequency).map_or_else(|| Interval::seconds(FREQUENCY), Ok)?,
+        defaults: defaults(config, frequency)?,
         step_deadline: STEP_DEADLINE,
         boot: img_storage_host::boot_id(),
     };

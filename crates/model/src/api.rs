@@ -2,6 +2,7 @@
 
 use crate::{
     Epoch, Fault, HostName, PoolName, Size, SnapshotId, VolumeId, VolumeName,
+    attribute::{AttributeView, Changes},
     messages::{DeviceKind, Endpoint, Progress},
     name::Selector,
 };
@@ -91,6 +92,31 @@ pub enum Request {
         /// Which.
         volume: VolumeId,
     },
+    /// The attributes of the NAS or of a volume, as they count.
+    Attributes {
+        /// Whose.
+        of: AttributesOf,
+    },
+    /// Change some of them, all or none; answered with what counts then.
+    SetAttributes {
+        /// Whose.
+        of: AttributesOf,
+        /// By name, ours or the original's; nothing as a value takes the attribute away.
+        changes: Changes,
+        /// An unknown name is one of a note of the NAS, which is kept without effect; otherwise it is an error.
+        #[serde(default)]
+        notes: bool,
+    },
+}
+
+/// Whose attributes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AttributesOf {
+    /// The NAS's that is asked.
+    Nas,
+    /// A volume's of it.
+    Volume(VolumeId),
 }
 
 /// What a NAS answers.
@@ -120,6 +146,11 @@ pub enum Answer {
     History {
         /// Oldest first.
         events: Vec<Event>,
+    },
+    /// To `attributes` and `set_attributes`.
+    Attributes {
+        /// Those there are, in their order; notes last.
+        attributes: Vec<AttributeView>,
     },
 }
 
@@ -248,12 +279,17 @@ pub struct VolumeView {
     pub export: Option<String>,
     /// Whether it is (to be) moved onto a local copy.
     pub sync: bool,
-    /// Age of the newest snapshot on the NAS in seconds, while the node has newer writes.
+    /// Age of the newest snapshot on the NAS in seconds, while the node has the newest writes; 0 while the node says that it has
+    /// none that the NAS lacks.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lag: Option<u64>,
     /// How old it may get, in seconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub frequency: Option<u64>,
+    /// When the next write-back is due, while the node has the newest writes.
+    #[schema(value_type = Option<String>, format = DateTime)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next_sync: Option<Timestamp>,
     /// Bytes changed since that snapshot.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dirty: Option<u64>,

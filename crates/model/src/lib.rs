@@ -5,6 +5,7 @@
 //! simulation. The effects it asks for are data ([`node::NodeStep`], [`nas::NasStep`]); `img-storage-host` carries them out.
 
 pub mod api;
+pub mod attribute;
 pub mod decision;
 pub mod extents;
 pub mod fact;

@@ -6,6 +6,7 @@
 use crate::{
     Epoch, Fault, HostName, RequestId, Size, SnapshotId, VolumeId,
     api::{Answer, Request},
+    attribute::Speeds,
     node::PushResult,
 };
 use serde::{Deserialize, Serialize};
@@ -119,6 +120,12 @@ pub struct Assign {
     pub release: bool,
     /// Bring the guest back onto the NAS.
     pub back: Option<BackOrder>,
+    /// How fast its transfers may be.
+    #[serde(default)]
+    pub speeds: Speeds,
+    /// The NAS's clock when it sent this, for the node to say in its report what it looked at later than that. Never stored.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub asked: Option<jiff::Timestamp>,
 }
 
 /// A phase of a mapping as the node sees it.
@@ -204,6 +211,9 @@ pub struct Report {
     pub stuck: Option<String>,
     /// Something the operator should hear, such as why the next push is a full copy.
     pub notice: Option<String>,
+    /// The newest [`Assign::asked`] that had arrived when this was looked at.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub asked: Option<jiff::Timestamp>,
 }
 
 /// A pool as its daemon sees it.

@@ -72,42 +72,61 @@ impl FromStr for Size {
 
     /// `35G`, `512M`, `2T`, `1.5G`, `1073741824`; the letters are powers of 1024, with or without `B` or `iB`.
     fn from_str(text: &str) -> Result<Self, Fault> {
-        let bad = || Fault::invalid(format!("{text:?} is no size")).next("write it as 512M, 35G or 2T (powers of 1024)");
-        let trimmed = text.trim();
-        let digits = trimmed.find(|c: char| !(c.is_ascii_digit() || c == '.')).unwrap_or(trimmed.len());
-        let (number, unit) = trimmed.split_at(digits);
-        let unit = unit.trim_start();
-        let letter = unit.strip_suffix("iB").or_else(|| unit.strip_suffix('B')).unwrap_or(unit);
-        let shift = match letter.to_ascii_uppercase().as_str() {
-            "" if unit.ends_with("iB") => return Err(bad()),
-            "" => 0,
-            "K" => 10,
-            "M" => 20,
-            "G" => 30,
-            "T" => 40,
-            "P" => 50,
-            "E" => 60,
-            _ => return Err(bad()),
-        };
-        let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
-        if whole.is_empty()
-            || fraction.len() > 6
-            || !fraction.bytes().all(|b| b.is_ascii_digit())
-            || (number.contains('.') && (fraction.is_empty() || shift == 0))
-        {
-            return Err(bad());
+        match parse_bytes(text) {
+            Ok(bytes) => Self::round_up(bytes),
+            Err(NoBytes::TooMany) => {
+                Err(Fault::invalid(format!("{text:?} is more than the largest volume, {}", Size(Self::LARGEST))))
+            }
+            Err(NoBytes::Malformed) => {
+                Err(Fault::invalid(format!("{text:?} is no size")).next("write it as 512M, 35G or 2T (powers of 1024)"))
+            }
         }
-        let too_large = || Fault::invalid(format!("{text:?} is more than the largest volume, {}", Size(Self::LARGEST)));
-        let whole: u128 = whole.parse().map_err(|_| too_large())?;
-        let part = if fraction.is_empty() {
-            0
-        } else {
-            (fraction.parse::<u128>().map_err(|_| bad())? << shift) / 10u128.pow(u32::try_from(fraction.len()).unwrap_or(6))
-        };
-        let bytes =
-            whole.checked_shl(shift).filter(|b| b >> shift == whole).and_then(|b| b.checked_add(part)).ok_or_else(too_large)?;
-        Self::round_up(u64::try_from(bytes).map_err(|_| too_large())?)
     }
+}
+
+/// Why a text is no number of bytes.
+pub(crate) enum NoBytes {
+    /// It is not written as one.
+    Malformed,
+    /// It is more than a u64 holds.
+    TooMany,
+}
+
+/// Bytes as operators write them, whether of a size or of a speed.
+pub(crate) fn parse_bytes(text: &str) -> Result<u64, NoBytes> {
+    let trimmed = text.trim();
+    let digits = trimmed.find(|c: char| !(c.is_ascii_digit() || c == '.')).unwrap_or(trimmed.len());
+    let (number, unit) = trimmed.split_at(digits);
+    let unit = unit.trim_start();
+    let letter = unit.strip_suffix("iB").or_else(|| unit.strip_suffix('B')).unwrap_or(unit);
+    let shift = match letter.to_ascii_uppercase().as_str() {
+        "" if unit.ends_with("iB") => return Err(NoBytes::Malformed),
+        "" => 0,
+        "K" => 10,
+        "M" => 20,
+        "G" => 30,
+        "T" => 40,
+        "P" => 50,
+        "E" => 60,
+        _ => return Err(NoBytes::Malformed),
+    };
+    let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
+    if whole.is_empty()
+        || fraction.len() > 6
+        || !fraction.bytes().all(|b| b.is_ascii_digit())
+        || (number.contains('.') && (fraction.is_empty() || shift == 0))
+    {
+        return Err(NoBytes::Malformed);
+    }
+    let whole: u128 = whole.parse().map_err(|_| NoBytes::TooMany)?;
+    let part = if fraction.is_empty() {
+        0
+    } else {
+        (fraction.parse::<u128>().map_err(|_| NoBytes::Malformed)? << shift)
+            / 10u128.pow(u32::try_from(fraction.len()).unwrap_or(6))
+    };
+    let bytes = whole.checked_shl(shift).filter(|b| b >> shift == whole).and_then(|b| b.checked_add(part));
+    bytes.and_then(|b| u64::try_from(b).ok()).ok_or(NoBytes::TooMany)
 }
 
 impl fmt::Display for Size {

@@ -10,7 +10,7 @@ use img_storage_daemon::{
     tasks::Running,
 };
 use img_storage_host::sim::{Fault, Faults, SimNas, World};
-use img_storage_model::{HostName, Interval, PoolName, VolumeId};
+use img_storage_model::{HostName, Interval, PoolName, VolumeId, attribute::Defaults};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
@@ -70,7 +70,8 @@ impl Bed {
         let step_deadline = Duration::from_secs(5);
         let running = if me == nas {
             let frequency = Interval::seconds(300).unwrap();
-            let config = nas::Config { boot: "boot".to_owned(), cluster, address: name.to_owned(), frequency, step_deadline };
+            let defaults = Defaults { sync_workers: "8".parse().unwrap(), ..Defaults::of(frequency) };
+            let config = nas::Config { boot: "boot".to_owned(), cluster, address: name.to_owned(), defaults, step_deadline };
             let store = NasStore::open(&ledger, Commits::Single).unwrap();
             let host = Arc::new(self.faults.nas(self.sim_nas.clone()));
             Nas::start(config, host, store, journal, member, self.clock, Ids::random()).unwrap()

@@ -1,6 +1,6 @@
 //! Every recorded conversation of the original's front end, played against our daemons.
 
-use crate::bed::{Bed, NAS, NODE, unmap};
+use crate::bed::{Bed, NAS, NODE, error, map, unmap};
 use serde_json::{Value, json};
 
 fn recorded() -> Vec<Value> {
@@ -83,4 +83,57 @@ async fn every_recorded_answer_is_given() {
         let answer = bed.ask(to, json!({"action": "frobnicate"})).await;
         assert_eq!(answer, answered("15-unsupported-action", None, "error"));
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_recorded_attributes_are_kept() {
+    let mut bed = Bed::new().await;
+    let (_, get) = asked("16-attrs", "get_attrs");
+    let theirs = answered("16-attrs", Some("get_attrs"), "success");
+    let ours = bed.ask_bytes(NAS, &get).await;
+    let names = |answer: &Value| answer["attrs"].as_object().unwrap().keys().cloned().collect::<Vec<_>>();
+    assert_eq!(names(&ours), names(&theirs));
+    for name in ["img_sync_workers", "frontend_name", "name", "frequency"] {
+        assert_eq!(ours["attrs"][name], theirs["attrs"][name], "{name}");
+    }
+    let set = asked("16-attrs", "set_attrs").1;
+    assert_eq!(bed.ask_bytes(NAS, &set).await, answered("16-attrs", Some("set_attrs"), "success"));
+    let ours = bed.ask_bytes(NAS, &get).await["attrs"].clone();
+    assert_eq!((&ours["note"], &ours["frequency"], &ours["uploadspeed"]), (&json!("x"), &json!("120"), &json!("10M")));
+    let del = asked("16-attrs", "del_attrs").1;
+    assert_eq!(bed.ask_bytes(NAS, &del).await, answered("16-attrs", Some("del_attrs"), "success"));
+    let ours = bed.ask_bytes(NAS, &get).await["attrs"].clone();
+    assert_eq!((&ours["note"], &ours["frequency"], &ours["uploadspeed"]), (&Value::Null, &json!("120"), &Value::Null));
+    for (attrs, says) in [
+        (json!({"frequency": "often"}), "frequency"),
+        (json!({"frequency": 0}), "frequency"),
+        (json!({"img_sync_workers": "-1"}), "sync-workers"),
+        (json!({"uploadspeed": "fast"}), "upload-speed"),
+        (json!({"name": "nas-1-1"}), "attrs.name"),
+    ] {
+        let answer = bed.ask(NAS, json!({"action": "set_attrs", "attrs": attrs})).await;
+        assert_eq!((&answer["action"], &answer["status"]), (&json!("set_attrs"), &json!("error")), "{answer}");
+        assert!(answer["error"].as_str().unwrap().contains(says), "{answer}");
+    }
+
+    // Of a volume.
+    assert_eq!(bed.ask(NAS, map("dv2", NODE, false)).await["status"], "success");
+    let get = json!({"action": "get_zvol_attrs", "zvol": "dv2"});
+    let none = json!({"zvol": "dv2", "frequency": null, "nextsync": null, "downloadspeed": null, "uploadspeed": null});
+    assert_eq!(bed.ask(NAS, get.clone()).await["body"], none);
+    let set = asked("17-zvolattrs", "set_zvol_attrs").1;
+    assert_eq!(bed.ask_bytes(NAS, &set).await, answered("17-zvolattrs", Some("set_zvol_attrs"), "success"));
+    assert_eq!(bed.ask(NAS, get.clone()).await, answered("17-zvolattrs", Some("get_zvol_attrs"), "success"));
+    assert_eq!(bed.row("dv2").await.unwrap()["frequency"], 30);
+    let clear = json!({"action": "set_zvol_attrs", "zvol": "dv2", "frequency": null});
+    assert_eq!(bed.ask(NAS, clear).await, answered("17-zvolattrs", Some("set_zvol_attrs"), "success"));
+    let ours = bed.ask(NAS, get).await["body"].clone();
+    assert_eq!((&ours["frequency"], &ours["downloadspeed"]), (&Value::Null, &json!("5M")));
+    // Where the original says what Python said, and where it set attributes of nothing.
+    let (_, get) = asked("17-zvolattrs", "get_zvol_attrs");
+    assert_eq!(bed.ask_bytes(NAS, &get).await, error("get_zvol_attrs", "ZVol nosuch not found in database"));
+    let set = json!({"action": "set_zvol_attrs", "zvol": "nosuch", "frequency": 30});
+    assert_eq!(bed.ask(NAS, set).await, error("set_zvol_attrs", "ZVol nosuch not found in database"));
+    let answer = bed.ask(NAS, json!({"action": "set_zvol_attrs", "zvol": "dv2", "frequency": "x"})).await;
+    assert!(answer["error"].as_str().unwrap().contains("frequency"), "{answer}");
 }

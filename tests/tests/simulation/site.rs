@@ -14,6 +14,7 @@ use img_storage_host::sim::{Crash, Faults, SimNas, World};
 use img_storage_model::{
     Fault, HostName, Interval, RequestId, VolumeId,
     api::{Answer, Request, VolumeView},
+    attribute::Defaults,
     messages::{Body, Envelope, Hello, Role},
 };
 use jiff::Timestamp;
@@ -217,7 +218,7 @@ impl Site {
                 boot: format!("boot {}", self.boots.load(Ordering::Relaxed)),
                 cluster: Cluster::of([host("front")], [self.nas.clone()]),
                 address: name.to_string(),
-                frequency: Interval::seconds(60)?,
+                defaults: Defaults::of(Interval::seconds(60)?),
                 step_deadline: STEP_DEADLINE,
             };
             let ids = Ids::seeded(self.seed.wrapping_mul(1000) + self.starts.fetch_add(1, Ordering::Relaxed));

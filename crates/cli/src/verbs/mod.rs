@@ -7,6 +7,7 @@ pub mod delete;
 pub mod devices;
 pub mod export;
 pub mod frontend;
+pub mod get;
 pub mod hosts;
 pub mod list;
 pub mod map;
@@ -14,10 +15,13 @@ pub mod nas;
 pub mod openapi;
 pub mod resize;
 pub mod role;
+pub mod set;
 pub mod show;
 pub mod status;
 pub mod sync;
+pub mod target;
 pub mod unmap;
+pub mod unset;
 pub mod up;
 pub mod vm;
 
@@ -59,6 +63,9 @@ pub fn run(cli: Cli) -> Done {
                     Verb::Unmap(verb) => verb.run(context).await,
                     Verb::Sync(verb) => verb.run(context).await,
                     Verb::BringBack(verb) => verb.run(context).await,
+                    Verb::Set(verb) => verb.run(context).await,
+                    Verb::Get(verb) => verb.run(context).await,
+                    Verb::Unset(verb) => verb.run(context).await,
                     Verb::Devices(verb) => verb.run(context).await,
                     Verb::Hosts(verb) => verb.run(context).await,
                     Verb::Up(_) | Verb::Frontend(_) | Verb::Nas(_) | Verb::Vm(_) | Verb::Completion(_) | Verb::Openapi(_) => {

@@ -75,6 +75,10 @@ fn text(v: &VolumeView, events: &[Event], now: Timestamp) -> String {
     );
     line("device", v.device.clone());
     line("mapped", v.mapped.map(|at| format!("{} ago ({at})", human::age(at, now))));
+    line(
+        "next sync",
+        v.next_sync.map(|at| if at > now { format!("in {} ({at})", human::age(now, at)) } else { format!("due ({at})") }),
+    );
     let frequency = v.frequency.map(|f| format!(", brought home every {}", human::seconds(f))).unwrap_or_default();
     line("lag", v.lag.map(|lag| format!("{}{frequency}", human::seconds(lag))));
     line("dirty", v.dirty.map(human_bytes));

@@ -1,6 +1,7 @@
 //! The built command against the real API server with a front end made up here.
 
 mod api;
+mod attributes;
 mod output;
 mod support;
 mod usage;

@@ -6,7 +6,8 @@ use img_storage_daemon::frontend::{
 };
 use img_storage_model::{
     Epoch, Fault, HostName, PoolName, RequestId, Selector, Size, VolumeId, VolumeName,
-    api::{Answer, Event, HostView, Phase, Request, Trouble, VolumeView},
+    api::{Answer, AttributesOf, Event, HostView, Phase, Request, Trouble, VolumeView},
+    attribute::{self, Attributes, Defaults, NasAttributes},
     messages::{PoolReport, Progress, Role},
 };
 use jiff::{SignedDuration, Timestamp};
@@ -40,6 +41,7 @@ pub fn volume(number: u128, name: &str, size: &str, phase: Phase) -> VolumeView 
         sync: false,
         lag: None,
         frequency: None,
+        next_sync: None,
         dirty: None,
         progress: None,
         transfer_since: None,
@@ -83,6 +85,8 @@ pub struct Fake {
     pub volumes: Mutex<Vec<VolumeView>>,
     pub asked: Mutex<Vec<(RequestId, Request)>>,
     transfers: Mutex<HashMap<Uuid, (u64, u64, bool)>>,
+    nas: Mutex<NasAttributes>,
+    own: Mutex<HashMap<VolumeId, Attributes>>,
 }
 
 impl Fake {
@@ -124,12 +128,38 @@ impl Fake {
         Ok(made)
     }
 
+    fn attributes(&self, of: AttributesOf) -> Result<Answer, Fault> {
+        let nas = self.nas.lock().unwrap().clone();
+        let defaults = Defaults::of("60s".parse().unwrap());
+        let own = match of {
+            AttributesOf::Nas => None,
+            AttributesOf::Volume(volume) => Some(self.own.lock().unwrap().get(&volume).copied().unwrap_or_default()),
+        };
+        Ok(Answer::Attributes { attributes: attribute::views(own.as_ref(), &nas, &defaults, None) })
+    }
+
     async fn answer(&self, id: RequestId, request: Request, deadline: Duration) -> Result<Answer, Fault> {
         self.asked.lock().unwrap().push((id, request.clone()));
         let wanted = match &request {
             Request::Create { pool, name, size, .. } => {
                 let volume = self.create(pool.clone(), name.clone(), *size, Phase::Unmapped)?;
                 return Ok(Answer::Volume { volume: Box::new(volume) });
+            }
+            Request::Attributes { of } => return self.attributes(*of),
+            Request::SetAttributes { of, changes, notes } => {
+                let now = "2030-01-01T00:00:00Z".parse().unwrap();
+                match of {
+                    AttributesOf::Nas => {
+                        let mut nas = self.nas.lock().unwrap();
+                        *nas = nas.changed(changes, *notes, id, now)?;
+                    }
+                    AttributesOf::Volume(volume) => {
+                        let mut own = self.own.lock().unwrap();
+                        let next = own.get(volume).copied().unwrap_or_default().changed(changes, now)?;
+                        own.insert(*volume, next);
+                    }
+                }
+                return self.attributes(*of);
             }
             Request::History { .. } => {
                 let event = |at, what: &str| Event { at: ago(at), what: what.into() };

@@ -3,7 +3,7 @@
 use crate::support::{World, command, expect, run};
 use std::{ffi::OsStr, os::unix::ffi::OsStrExt, path::Path};
 
-const VERBS: [&str; 19] = [
+const VERBS: [&str; 22] = [
     "up",
     "frontend",
     "nas",
@@ -19,6 +19,9 @@ const VERBS: [&str; 19] = [
     "unmap",
     "sync",
     "bring-back",
+    "set",
+    "get",
+    "unset",
     "devices",
     "hosts",
     "completion",
@@ -74,6 +77,19 @@ fn errors_and_exit_codes() {
         "map vol9 compute-0-0",
         "map tank/vol1 compute-0-0 --device floppy",
         "bring-back tank/vol1 --dry-run",
+        "set tank/vol1 frequency often",
+        "set tank/vol1 frequency 5m upload-speed",
+        "set tank/vol1 frequency 5m frequency 6m",
+        "set tank/vol1 sync-workers 3",
+        "set tank/vol1 note x",
+        "set nas-0-0 uploadspeed 1",
+        "set nas-0-0 frequency 5m frequncy 5m",
+        "set nas-9-9: frequency 5m",
+        "set nas-9-9 frequency 5m",
+        "set nas-0-0",
+        "get tank/vol1 sync-workers",
+        "get tank/vol1 colour",
+        "unset nas-0-0 colour",
         "export tank/vol1 there.raw",
         "export tank/vol1 nowhere/x.raw",
         "export tank/vol2 out.raw",

@@ -45,6 +45,8 @@ pub fn router(office: Arc<dyn Office>) -> Router {
         .route("/api/volumes/{volume}/resize", post(api::resize))
         .route("/api/volumes/{volume}/delete", post(api::delete))
         .route("/api/volumes/{volume}/export", post(api::export))
+        .route("/api/volumes/{volume}/attributes", get(api::volume_attributes).post(api::set_volume_attributes))
+        .route("/api/nas/{nas}/attributes", get(api::nas_attributes).post(api::set_nas_attributes))
         .route("/api/history", get(api::history))
         .route("/api/transfers/{id}", get(api::transfer))
         .route("/api/openapi.json", get(api::openapi_json))

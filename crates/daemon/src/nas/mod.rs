@@ -7,6 +7,8 @@
 mod original;
 mod peers;
 mod requests;
+mod settings;
+mod turns;
 mod view;
 mod volume;
 
@@ -19,8 +21,9 @@ use crate::{
 };
 use img_storage_host::{NasHost, VolumeRef};
 use img_storage_model::{
-    Fault, HostName, Interval, RequestId, VolumeId,
+    Fault, HostName, RequestId, VolumeId,
     api::VolumeView,
+    attribute::{AttributeFrom, Attributes, Defaults, NasAttributes},
     messages::{Body, Envelope, Hello, Holder, NodePhase, Report, Role, VERSION},
     nas::{Authority, Stage, VolumeRecord},
 };
@@ -36,6 +39,7 @@ use std::{
     time::Duration,
 };
 use tokio::sync::{mpsc, oneshot, watch};
+use turns::{Turns, Way};
 
 /// How often a daemon says that it is there.
 pub const HELLO_EVERY: Duration = Duration::from_secs(5);
@@ -48,8 +52,8 @@ pub struct Config {
     pub cluster: Cluster,
     /// Where nodes reach its exports.
     pub address: String,
-    /// How old the NAS's copy may get while a node has newer writes.
-    pub frequency: Interval,
+    /// What counts where no attribute was set.
+    pub defaults: Defaults,
     /// The longest a step may take before it is given up and looked at again.
     pub step_deadline: Duration,
     /// Identity of the machine's boot.
@@ -72,6 +76,12 @@ pub(crate) struct Shown {
     pub view: VolumeView,
     /// From when on the NAS lacks writes.
     pub behind_since: Option<Timestamp>,
+    /// The node says that the NAS lacks nothing.
+    pub clean: bool,
+    /// What was set of it.
+    pub attributes: Attributes,
+    /// When the next write-back is due, and what says so.
+    pub due: Option<(Timestamp, AttributeFrom)>,
     /// Everything wanted of an unmapped volume is done.
     pub at_rest: bool,
     /// Where a front end that fills or reads it finds the contents.
@@ -106,6 +116,9 @@ pub struct Nas {
     pub(crate) clock: Clock,
     pub(crate) ids: Ids,
     pub(crate) peers: Peers,
+    pub(crate) turns: Turns,
+    settings: Mutex<NasAttributes>,
+    setting: tokio::sync::Mutex<()>,
     tasks: Tasks,
     started: Timestamp,
     frontend_away: AtomicBool,
@@ -130,6 +143,7 @@ impl Nas {
         ids: Ids,
     ) -> Result<Running, Fault> {
         let mut records = store.volumes()?;
+        let settings = store.attributes()?;
         if store.booted(&config.boot)? {
             for record in &mut records {
                 rebooted(record, &store)?;
@@ -146,6 +160,9 @@ impl Nas {
             clock,
             ids,
             peers: Peers::default(),
+            turns: Turns::default(),
+            settings: Mutex::new(settings),
+            setting: tokio::sync::Mutex::default(),
             tasks: tasks.clone(),
             started,
             frontend_away: AtomicBool::new(false),
@@ -154,6 +171,14 @@ impl Nas {
             answering: Mutex::default(),
             original: original::Original::default(),
         });
+        // Those that begin now find them in their places.
+        for record in &records {
+            if img_storage_model::nas::copies(record) == Some(true) {
+                nas.turns.keep(record.id, Way::ToNode);
+            } else if record.mapping.as_ref().is_some_and(|m| m.push.is_some()) {
+                nas.turns.keep(record.id, Way::FromNode);
+            }
+        }
         for record in records {
             let rests = record.stage == Stage::Ready && record.mapping.is_none() && !record.lent;
             let id = record.id;
@@ -190,8 +215,9 @@ impl Nas {
         Some((entry.mailbox.clone(), entry.shown.subscribe()))
     }
 
-    fn forget(&self, id: VolumeId) {
+    fn forget(self: &Arc<Self>, id: VolumeId) {
         self.entries().remove(&id);
+        self.leave_the_line(id);
     }
 
     async fn receive(self: Arc<Self>, mut inbox: mpsc::UnboundedReceiver<Delivery>) {
@@ -228,8 +254,8 @@ impl Nas {
     /// The bus is there (again): nodes say what they hold, and are told what they are to hold.
     fn connected(self: &Arc<Self>) {
         self.give_again();
-        for host in self.config.cluster.frontends.iter().cloned() {
-            self.hello(&host, false);
+        for host in &self.config.cluster.frontends {
+            self.hello(host, false);
         }
         for node in self.nodes() {
             self.hello(&node, true);
@@ -346,8 +372,8 @@ impl Nas {
         }
         loop {
             self.frontend_away.store(false, Ordering::Relaxed);
-            for host in self.config.cluster.frontends.iter().cloned() {
-                self.hello(&host, false);
+            for host in &self.config.cluster.frontends {
+                self.hello(host, false);
             }
             // A front end that is only just starting is greeted soon.
             tokio::time::sleep(HELLO_AGAIN).await;

@@ -4,8 +4,10 @@ use super::{Nas, Shown, volume::Mail};
 use img_storage_model::{
     Epoch, Fault, HostName, PoolName, RequestId, Selector, Size, VolumeId, VolumeName,
     api::{Answer, Phase, Request, VolumeView},
+    attribute::Attributes,
     messages::{Body, DeviceKind, Role},
     nas::{Intent, Stage, VolumeRecord},
+    schedule,
 };
 use std::{sync::Arc, time::Duration};
 use tokio::{
@@ -28,7 +30,7 @@ impl Nas {
         let answer = match self.store.answer(id) {
             Ok(Some(given)) => given,
             Ok(None) => {
-                let remember = !matches!(request, Request::Find { .. } | Request::History { .. });
+                let remember = !matches!(request, Request::Find { .. } | Request::History { .. } | Request::Attributes { .. });
                 let answer = self.answer(&from, id, request).await.map(Box::new);
                 if remember && let Err(fault) = self.store.remember(id, &answer, self.clock.now()).await {
                     tracing::warn!("{fault}");
@@ -45,6 +47,8 @@ impl Nas {
         match request {
             Request::Find { selector } => Ok(Answer::Volumes { volumes: self.find(selector.as_ref()) }),
             Request::History { volume } => Ok(Answer::History { events: self.journal.history(volume)? }),
+            Request::Attributes { of } => self.attributes(of),
+            Request::SetAttributes { of, changes, notes } => self.set_attributes(id, of, changes, notes).await,
             Request::Create { pool, name, size, import } => self.create(from, id, pool, name, size, import).await,
             Request::Imported { volume, complete } => {
                 let watch = self.intend(volume, id, Intent::Imported { complete }).await?;
@@ -96,7 +100,7 @@ impl Nas {
             .filter(|s| selector.is_none_or(|sel| sel.matches(&s.view.nas, &s.view.pool, &s.view.name)))
             .map(|s| {
                 let mut view = s.view.clone();
-                view.lag = s.behind_since.map(|t| u64::try_from(now.duration_since(t).as_secs()).unwrap_or(0));
+                view.lag = s.behind_since.map(|t| if s.clean { 0 } else { schedule::lag_seconds(t, now) });
                 view
             })
             .collect()
@@ -159,6 +163,7 @@ impl Nas {
                     asked: Some(id),
                     asked_before: Vec::new(),
                     lent: false,
+                    attributes: Attributes::default(),
                     assign: None,
                     mapping: None,
                 };
@@ -292,7 +297,7 @@ pub(crate) fn no_guests(host: &HostName, role: Role) -> Fault {
         .next("nothing was changed; img-storage hosts shows the nodes")
 }
 
-fn no_such(volume: VolumeId) -> Fault {
+pub(super) fn no_such(volume: VolumeId) -> Fault {
     Fault::not_found(format!("there is no volume {volume}")).next("see img-storage list")
 }
 

@@ -4,6 +4,7 @@ use super::Shown;
 use img_storage_model::{
     HostName,
     api::{Phase, Trouble, VolumeView, WriteBack},
+    attribute::AttributeFrom,
     messages::{Endpoint, NodePhase, Report, Want},
     nas::{Authority, Stage, VolumeRecord},
     schedule,
@@ -24,6 +25,10 @@ pub(super) struct Seen<'a> {
     pub report: Option<&'a Report>,
     pub rate: Option<u64>,
     pub frequency: Option<u64>,
+    pub clean_at: Option<Timestamp>,
+    pub clean: bool,
+    pub due: Option<(Timestamp, AttributeFrom)>,
+    pub in_line: Option<String>,
     pub last_write_back: Option<WriteBack>,
     pub write_backs: u64,
     pub stuck: Option<Trouble>,
@@ -35,7 +40,7 @@ pub(super) fn show(record: &VolumeRecord, nas: &HostName, seen: &Seen<'_>) -> Sh
     let mapping = record.mapping.as_ref();
     let report = seen.report.filter(|r| mapping.is_some_and(|m| m.epoch == r.epoch));
     let moving = report.and_then(|r| r.progress);
-    let notice = report.and_then(|r| r.notice.clone()).or_else(|| seen.waiting.clone());
+    let notice = seen.in_line.clone().or_else(|| report.and_then(|r| r.notice.clone())).or_else(|| seen.waiting.clone());
     let view = VolumeView {
         id: record.id,
         nas: nas.clone(),
@@ -51,6 +56,7 @@ pub(super) fn show(record: &VolumeRecord, nas: &HostName, seen: &Seen<'_>) -> Sh
         sync: mapping.is_some_and(|m| m.want == Want::Local),
         lag: None,
         frequency: seen.frequency.filter(|_| mapping.is_some_and(|m| m.want == Want::Local)),
+        next_sync: seen.due.map(|(at, _)| at),
         dirty: report.and_then(|r| r.dirty),
         progress: moving.or(seen.progress),
         transfer_since: transfer_since(record, phase(record, report)),
@@ -65,7 +71,10 @@ pub(super) fn show(record: &VolumeRecord, nas: &HostName, seen: &Seen<'_>) -> Sh
     let home_at = mapping.and_then(|m| m.accepted.as_ref()).map(|a| a.at);
     Shown {
         view,
-        behind_since: mapping.and_then(schedule::behind_since),
+        behind_since: mapping.and_then(|m| schedule::behind_since(m, seen.clean_at)),
+        clean: seen.clean,
+        attributes: record.attributes,
+        due: seen.due,
         at_rest: false,
         served: None,
         home_at,

@@ -7,6 +7,7 @@ use img_storage_model::{
     messages::{Assign, Body, NodePhase, Report},
     node::{self, Decision, JobState, NodeChange, NodeFacts, NodeRecord, NodeStep, Truth},
 };
+use jiff::Timestamp;
 use std::{sync::Arc, time::Duration};
 use tokio::{
     sync::mpsc,
@@ -37,6 +38,9 @@ pub(crate) struct Actor {
     /// The row is new, or a change could not be made durable and may be durable all the same: it is written before anything else.
     unsure: bool,
     last: Option<(Report, Instant)>,
+    /// The NAS's clock in its newest assignment, and as it was when the host was last looked at.
+    asked: Option<Timestamp>,
+    looked: Option<Timestamp>,
     tell: bool,
     closely: u32,
     again: Option<(NodeStep, u32)>,
@@ -52,6 +56,8 @@ impl Actor {
             setback: Retry::default(),
             unsure: !durable,
             last: None,
+            asked: None,
+            looked: None,
             tell: true,
             closely: 0,
             again: None,
@@ -85,7 +91,7 @@ impl Actor {
                     self.report(&facts);
                     let begins_anew = matches!(
                         step,
-                        NodeStep::ResumeCopy | NodeStep::OpenLocal | NodeStep::StartCopy | NodeStep::OpenBack { .. }
+                        NodeStep::ResumeCopy | NodeStep::OpenLocal | NodeStep::StartCopy { .. } | NodeStep::OpenBack { .. }
                     );
                     if self.retry.holds() || (begins_anew && self.setback.holds()) {
                         self.rest(Duration::from_millis(100)).await
@@ -135,7 +141,8 @@ impl Actor {
         self.rest(pause).await
     }
 
-    async fn observe(&self) -> NodeFacts {
+    async fn observe(&mut self) -> NodeFacts {
+        self.looked = self.asked;
         let looked = timeout(OBSERVE_DEADLINE, self.node.host.observe(self.record.volume)).await;
         looked.unwrap_or_else(|_| {
             let why = format!("no answer within {} s", OBSERVE_DEADLINE.as_secs());
@@ -269,12 +276,17 @@ impl Actor {
         }
     }
 
-    async fn assigned(&mut self, assign: Assign) {
+    async fn assigned(&mut self, mut assign: Assign) {
         self.tell = true;
+        let asked = assign.asked.take();
         let known = &self.record.assign;
         if assign.nas != known.nas && !self.record.has_ended() {
             tracing::warn!(volume = %known.name, "an assignment from {} was dropped: the volume is {}'s", assign.nas, known.nas);
             return;
+        }
+        // Of whoever is its NAS now; a mapping that is over is asked for nothing.
+        if assign.epoch >= known.epoch {
+            self.asked = asked;
         }
         let newer = (assign.epoch, assign.revision) > (known.epoch, known.revision);
         // What is the truth here stays with its own mapping until it came home.
@@ -304,13 +316,13 @@ impl Actor {
             // What cannot be seen is no news; that it cannot be seen is.
             (Fact::Unknown(_), None) => return,
             (Fact::Unknown(_), Some((last, _))) => Report { stuck, ..last.clone() },
-            (Fact::Known(_), _) => node::report(&self.record, facts, &device, stuck),
+            (Fact::Known(_), _) => Report { asked: self.looked, ..node::report(&self.record, facts, &device, stuck) },
         };
         self.node.saw(&self.record, &report);
         let due = match &self.last {
             None => true,
             Some((last, at)) => {
-                let quiet = |r: &Report| Report { progress: None, dirty: None, ..r.clone() };
+                let quiet = |r: &Report| Report { progress: None, dirty: None, asked: None, ..r.clone() };
                 let moved = last.progress != report.progress || last.dirty != report.dirty;
                 quiet(last) != quiet(&report) || (moved && at.elapsed() >= PROGRESS_EVERY) || at.elapsed() >= REPORT_EVERY
             }

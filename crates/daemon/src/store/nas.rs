@@ -1,13 +1,14 @@
 //! A NAS's ledger: its volumes and the answers it has given.
 
 use super::{Commits, broken, foreign, garbled, ledger::Ledger};
-use img_storage_model::{Fault, RequestId, VolumeId, api::Answer, nas::VolumeRecord};
+use img_storage_model::{Fault, RequestId, VolumeId, api::Answer, attribute::NasAttributes, nas::VolumeRecord};
 use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension as _, params};
 use std::path::Path;
 
 const SCHEMA: &str = "
 create table if not exists volume (id text primary key, pool text not null, name text not null, record text not null, unique (pool, name)) strict;
+create table if not exists attributes (only integer primary key check (only = 1), record text not null) strict;
 create table if not exists boot (id text not null) strict;
 create table if not exists answer (request text primary key, at integer not null, answer text not null) strict;
 create index if not exists answer_at on answer (at);
@@ -84,6 +85,33 @@ impl NasStore {
             deleted.map_or(Ok(()), |(request, text)| give(db, request, &text, now))
         };
         self.0.change(removal).await
+    }
+
+    /// What was set of the NAS.
+    ///
+    /// # Errors
+    /// When the ledger cannot be read.
+    pub fn attributes(&self) -> Result<NasAttributes, Fault> {
+        let db = self.0.read();
+        let text: Option<String> =
+            db.query_row("select record from attributes", [], |row| row.get(0)).optional().map_err(|e| broken("be read", e))?;
+        text.map_or_else(|| Ok(NasAttributes::default()), |text| serde_json::from_str(&text).map_err(|e| garbled(&db, e)))
+    }
+
+    /// Makes what was set of the NAS durable.
+    ///
+    /// # Errors
+    /// When the ledger cannot be written.
+    pub async fn put_attributes(&self, attributes: &NasAttributes) -> Result<(), Fault> {
+        let text = serde_json::to_string(attributes).map_err(|e| broken("be written", e))?;
+        let write = |db: &Connection| {
+            db.execute(
+                "insert into attributes (only, record) values (1, ?1) on conflict (only) do update set record = excluded.record",
+                [text],
+            )
+            .map(drop)
+        };
+        self.0.change(write).await
     }
 
     /// Notes the machine's boot; says whether it is another one than last time.

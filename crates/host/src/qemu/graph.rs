@@ -147,12 +147,14 @@ pub fn read_jobs(jobs: &Value, block_jobs: &Value) -> Result<BTreeMap<String, Jo
     let mut found = BTreeMap::new();
     for job in parse::<Vec<RawJob>>("jobs", jobs)? {
         // Reopening and draining pause a job for a moment, too; only an error keeps it so.
-        let held = block_jobs.iter().find(|b| b["device"] == job.id.as_str()).and_then(|b| match b["io-status"].as_str() {
+        let block_job = block_jobs.iter().find(|b| b["device"] == job.id.as_str());
+        let speed = block_job.and_then(|b| b["speed"].as_u64()).unwrap_or(0);
+        let held = block_job.and_then(|b| match b["io-status"].as_str() {
             Some("nospace") => Some("no space left on the device"),
             Some("failed") => Some("an I/O error"),
             _ => None,
         });
-        found.insert(job.id.clone(), job.understand(held)?);
+        found.insert(job.id.clone(), job.understand(held, speed)?);
     }
     Ok(found)
 }
@@ -169,7 +171,7 @@ struct RawJob {
 
 impl RawJob {
     /// `held`: it stands still until somebody resumes it, and why.
-    fn understand(&self, held: Option<&str>) -> Result<Job, NotUnderstood> {
+    fn understand(&self, held: Option<&str>, speed: u64) -> Result<Job, NotUnderstood> {
         let state = match (self.status.as_str(), held) {
             ("paused" | "standby", Some(why)) => JobState::Paused(why.to_owned()),
             ("undefined" | "created" | "running" | "paused" | "waiting" | "aborting", _) => JobState::Running,
@@ -181,7 +183,7 @@ impl RawJob {
             },
             (other, _) => return Err(NotUnderstood { what: "jobs", why: format!("status {other:?}") }),
         };
-        Ok(Job { state, done: self.current_progress, total: self.total_progress })
+        Ok(Job { state, done: self.current_progress, total: self.total_progress, speed })
     }
 }
 

@@ -147,6 +147,19 @@ impl Session {
         }
     }
 
+    /// Lets a job go on at another speed (0: no limit), unless it is not there or over.
+    pub(super) async fn set_speed(&mut self, id: &str, speed: u64) -> Result<(), HostError> {
+        match self.job(id).await? {
+            Some(job) if !matches!(job.state, JobState::Done | JobState::Failed(_)) && job.speed != speed => {}
+            _ => return Ok(()),
+        }
+        match self.call("block-job-set-speed", json!({"device": id, "speed": speed})).await {
+            // It may have ended just now.
+            Err(error) if !error.is_refusal() => Err(error.into()),
+            _ => Ok(()),
+        }
+    }
+
     pub(super) async fn dismiss(&mut self, id: &str) -> Result<(), QmpError> {
         self.call("job-dismiss", json!({"id": id})).await.map(drop)
     }
@@ -190,9 +203,12 @@ impl Session {
     ///
     /// A mirror that writes on both sides must not be cancelled by force while a client's write is under way: QEMU (7.2 and 10.0)
     /// then writes into memory it has freed, and mostly dies of it. One that has caught up can be told to end without effect,
-    /// which lets writes finish; one that has not must catch up first. `by_force`: there can be no such write.
+    /// which lets writes finish; one that has not must catch up first, as fast as it can. `by_force`: there can be no such write.
     pub(super) async fn abandon(&mut self, id: &str, by_force: bool) -> Result<(), HostError> {
         let end = Instant::now() + TURN;
+        if !by_force {
+            self.set_speed(id, 0).await?;
+        }
         loop {
             match self.job(id).await?.map(|job| job.state) {
                 None => return Ok(()),

@@ -4,10 +4,11 @@ use super::{BLOCK, nas_state::Patch};
 use img_storage_model::Fact;
 use img_storage_model::{
     Epoch, SnapshotId,
+    attribute::Speed,
     messages::Endpoint,
     node::{Bitmap, Incremental, Job, JobState, Layer, LocalFile, NodeFacts, QsdFacts, Snapshotting},
 };
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, time::Duration};
 use tokio::time::Instant;
 
 use super::state::{BLOCK_BYTES, blocks};
@@ -48,16 +49,30 @@ pub(super) struct SimJob {
     pub todo: BTreeSet<usize>,
     pub total: usize,
     pub next: Instant,
+    pub speed: Speed,
+}
+
+fn pace(speed: Speed) -> Duration {
+    match speed.get() {
+        0 => BLOCK,
+        limit => BLOCK.max(Duration::from_micros(BLOCK_BYTES * 1_000_000 / limit)),
+    }
 }
 
 impl SimJob {
-    pub fn new(todo: BTreeSet<usize>, now: Instant) -> Self {
-        SimJob { state: JobState::Running, total: todo.len(), todo, next: now + BLOCK }
+    pub fn new(todo: BTreeSet<usize>, now: Instant, speed: Speed) -> Self {
+        SimJob { state: JobState::Running, total: todo.len(), todo, next: now + pace(speed), speed }
+    }
+
+    /// How long it takes for a block.
+    pub fn pace(&self) -> Duration {
+        pace(self.speed)
     }
 
     pub fn fact(&self) -> Job {
         let bytes = |blocks: usize| blocks as u64 * BLOCK_BYTES;
-        Job { state: self.state.clone(), done: bytes(self.total.saturating_sub(self.todo.len())), total: bytes(self.total) }
+        let done = bytes(self.total.saturating_sub(self.todo.len()));
+        Job { state: self.state.clone(), done, total: bytes(self.total), speed: self.speed.get() }
     }
 
     pub fn is(&self, state: &JobState) -> bool {

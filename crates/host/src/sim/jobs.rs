@@ -1,7 +1,7 @@
 //! What moves by itself as time passes: jobs go on block by block, and connections notice that they lead nowhere.
 
 use super::{
-    BLOCK, RECONNECT,
+    RECONNECT,
     graph::{Conn, NodeVolume},
     nas_state::Nases,
     state::State,
@@ -39,7 +39,7 @@ impl State {
                     }
                     None => commit.state = JobState::Ready,
                 }
-                commit.next += BLOCK;
+                commit.next += commit.pace();
             }
         }
         moved.dedup();
@@ -97,7 +97,7 @@ fn advance_copy(nases: &Nases, node: &HostName, cut: bool, full: bool, volume: &
             Err(why) if gave_up(conn, copy.next) => copy.state = JobState::Paused(why),
             _ => {}
         }
-        copy.next += BLOCK;
+        copy.next += copy.pace();
     }
 }
 
@@ -116,7 +116,7 @@ fn advance_push(nases: &mut Nases, node: &HostName, cut: bool, volume: &mut Node
             job.state = JobState::Failed("the point in time is broken".to_owned());
             return;
         }
-        job.next += BLOCK;
+        job.next += job.pace();
         match nases.target(node, cut, conn) {
             Err(why) => job.state = JobState::Failed(why),
             Ok(target) => match job.todo.pop_first() {
@@ -138,7 +138,7 @@ fn advance_fill(nases: &mut Nases, node: &HostName, cut: bool, volume: &mut Node
         return;
     };
     while job.state == JobState::Running && job.next <= now {
-        job.next += BLOCK;
+        job.next += job.pace();
         match nases.target(node, cut, conn) {
             Err(why) => job.state = JobState::Failed(why),
             Ok(target) => match job.todo.pop_first() {

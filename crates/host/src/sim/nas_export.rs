@@ -8,6 +8,7 @@ use super::{
 };
 use crate::VolumeRef;
 use img_storage_model::{
+    attribute::Speed,
     nas::{NasLayer, NasStep},
     node::JobState,
 };
@@ -119,7 +120,7 @@ impl SimNas {
                     if !process.names.values().any(|l| *l == NasLayer::Overlay) {
                         return refuse("nothing is exported from the overlay");
                     }
-                    process.commit.get_or_insert_with(|| SimJob::new(todo, now));
+                    process.commit.get_or_insert_with(|| SimJob::new(todo, now, Speed::UNLIMITED));
                     // The NAS takes it for the truth from here on, whether a guest has come to it yet or not.
                     dir.overlay.iter_mut().for_each(|overlay| overlay.live = true);
                     Ok(())

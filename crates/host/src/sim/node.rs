@@ -12,7 +12,7 @@ use img_storage_model::{
     Epoch, HostName, VolumeId,
     messages::{DeviceKind, Endpoint, Holder, PoolReport},
     nas::NasLayer,
-    node::{JobState, Layer, NodeFacts, NodeStep, StepResult},
+    node::{JobState, Layer, Moving, NodeFacts, NodeStep, StepResult},
 };
 use std::collections::BTreeSet;
 use tokio::time::Instant;
@@ -122,12 +122,27 @@ impl SimNode {
             NodeStep::CreateLocal { .. } | NodeStep::RemoveLocal | NodeStep::OpenLocal | NodeStep::ReserveLocal => {
                 self.local_step(volume, step).await?;
             }
-            NodeStep::StartCopy
+            NodeStep::StartCopy { .. }
             | NodeStep::ResumeCopy
             | NodeStep::CancelCopy
             | NodeStep::CompleteCopy
             | NodeStep::FinalizeCopy
             | NodeStep::DetachRemote => self.copy_step(volume, step).await?,
+            NodeStep::SetSpeed { job, speed } => {
+                self.on(volume, |v| {
+                    let qsd = v.process()?;
+                    let job = match job {
+                        Moving::Copy => qsd.copy.as_mut(),
+                        Moving::Push => qsd.push.as_mut().map(|(_, job)| job),
+                        Moving::Back => qsd.back_fill.as_mut(),
+                    };
+                    if let Some(job) = job {
+                        job.speed = speed;
+                    }
+                    Ok(())
+                })
+                .await?;
+            }
             NodeStep::AddBitmap { since } => {
                 self.on(volume, |v| {
                     let qsd = v.process()?;
@@ -270,7 +285,7 @@ impl SimNode {
 
     async fn copy_step(&self, volume: VolumeId, step: NodeStep) -> Done {
         match step {
-            NodeStep::StartCopy => {
+            NodeStep::StartCopy { speed } => {
                 self.on(volume, |v| {
                     let size = v.local.as_ref().map_or(0, |l| l.size);
                     let qsd = v.process()?;
@@ -280,7 +295,7 @@ impl SimNode {
                     if qsd.top != Layer::Remote || !qsd.local {
                         return refuse("the local copy is not open, or already in use");
                     }
-                    qsd.copy = Some(SimJob::new(every(size), Instant::now()));
+                    qsd.copy = Some(SimJob::new(every(size), Instant::now(), speed));
                     Ok(())
                 })
                 .await

@@ -8,6 +8,7 @@ use super::{
 };
 use img_storage_model::{
     VolumeId,
+    attribute::Speed,
     messages::Endpoint,
     node::{JobState, Layer, NodeStep},
 };
@@ -18,7 +19,7 @@ impl SimNode {
     pub(super) async fn back_step(&self, volume: VolumeId, step: NodeStep) -> Done {
         match step {
             NodeStep::OpenBack { endpoint } => self.open_back(volume, endpoint).await,
-            NodeStep::StartBack { full } => self.start_back(volume, full).await,
+            NodeStep::StartBack { full, speed } => self.start_back(volume, full, speed).await,
             NodeStep::CompleteBack => self.complete_back(volume).await,
             NodeStep::FinalizeBack => self.finalize_back(volume).await,
             _ => self.cancel_back(volume).await,
@@ -46,13 +47,13 @@ impl SimNode {
             .await
     }
 
-    async fn start_back(&self, volume: VolumeId, full: bool) -> Done {
+    async fn start_back(&self, volume: VolumeId, full: bool, speed: Speed) -> Done {
         self.on(volume, |v| {
             let qsd = v.process()?;
             if qsd.back.is_none() || !qsd.back2 {
                 return refuse("the overlay is not open");
             }
-            let mirror = || SimJob { state: JobState::Ready, ..SimJob::new(BTreeSet::new(), Instant::now()) };
+            let mirror = || SimJob { state: JobState::Ready, ..SimJob::new(BTreeSet::new(), Instant::now(), Speed::UNLIMITED) };
             qsd.back_mirror.get_or_insert_with(mirror);
             Ok(())
         })
@@ -64,7 +65,7 @@ impl SimNode {
                 return refuse("the mirror is not there");
             }
             let todo = if full { every(size) } else { qsd.marked() };
-            qsd.back_fill.get_or_insert_with(|| SimJob::new(todo, Instant::now()));
+            qsd.back_fill.get_or_insert_with(|| SimJob::new(todo, Instant::now(), speed));
             Ok(())
         })
         .await

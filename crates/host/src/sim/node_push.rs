@@ -10,6 +10,7 @@ use super::{
 use crate::HostError;
 use img_storage_model::{
     Extent, Extents, SnapshotId, VolumeId,
+    attribute::Speed,
     node::{Incremental, JobState, Layer, NodeStep, StepResult},
 };
 use std::collections::{BTreeMap, BTreeSet};
@@ -44,7 +45,7 @@ impl SimNode {
                     })
                     .await?;
             }
-            NodeStep::StartPush { push, full } => self.start_push(volume, push, full).await?,
+            NodeStep::StartPush { push, full, speed } => self.start_push(volume, push, full, speed).await?,
             NodeStep::DigestPush { full, .. } => return self.digest_push(volume, full).await,
             NodeStep::EndPush => self.end_push(volume).await?,
             NodeStep::DropBitmap { since } => {
@@ -111,7 +112,7 @@ impl SimNode {
         .await
     }
 
-    async fn start_push(&self, volume: VolumeId, push: SnapshotId, full: bool) -> Done {
+    async fn start_push(&self, volume: VolumeId, push: SnapshotId, full: bool, speed: Speed) -> Done {
         self.on(volume, |v| {
             let size = v.local.as_ref().map_or(0, |l| l.size);
             let qsd = v.process()?;
@@ -126,7 +127,7 @@ impl SimNode {
                 Some(marked) => marked.clone(),
                 None => return refuse("there is no bitmap of what to push"),
             };
-            qsd.push = Some((push, SimJob::new(todo, Instant::now())));
+            qsd.push = Some((push, SimJob::new(todo, Instant::now(), speed)));
             Ok(())
         })
         .await

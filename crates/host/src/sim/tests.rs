@@ -4,6 +4,7 @@ use super::{Fault, Faults, GuestError, SimNas, SimNode, World};
 use crate::{NasHost as _, NodeHost as _, VolumeRef};
 use img_storage_model::{
     Epoch, HostName, Size, SnapshotId, VolumeId,
+    attribute::Speed,
     messages::{DeviceKind, Endpoint},
     nas::{NasLayer, NasStep},
     node::{Incremental, JobState, Layer, NodeStep, StepResult},
@@ -73,7 +74,7 @@ impl Site {
     async fn local(&self) {
         self.attached().await;
         let create = NodeStep::CreateLocal { epoch: Epoch(1), size: size() };
-        self.nodes([create, NodeStep::OpenLocal, NodeStep::StartCopy]).await;
+        self.nodes([create, NodeStep::OpenLocal, NodeStep::StartCopy { speed: Speed::UNLIMITED }]).await;
         sleep(Duration::from_secs(1)).await;
         let bitmap = NodeStep::AddBitmap { since: Incremental::Pivot };
         self.nodes([NodeStep::CompleteCopy, bitmap, NodeStep::FinalizeCopy, NodeStep::DetachRemote]).await;
@@ -89,7 +90,7 @@ impl Site {
         self.nas(NasStep::CreateIncoming { push: PUSH }).await.unwrap();
         self.nas(NasStep::ServeIncoming { push: PUSH, peer: host("c0"), port: 8 }).await.unwrap();
         let open = NodeStep::OpenIncoming { endpoint: end(8, &PUSH.to_string()) };
-        let start = NodeStep::StartPush { push: PUSH, full: false };
+        let start = NodeStep::StartPush { push: PUSH, full: false, speed: Speed::UNLIMITED };
         self.nodes([NodeStep::FreezeBitmap { push: PUSH }, NodeStep::InsertFleece]).await;
         self.nodes([NodeStep::OpenSource { full: false }, open, start]).await;
         sleep(Duration::from_secs(1)).await;
@@ -127,7 +128,12 @@ async fn a_guest_waits_for_its_export_and_is_locked_out_of_anothers() {
 async fn a_guest_is_held_while_a_pivot_waits_and_then_goes_on_over_there() {
     let site = Site::new();
     site.attached().await;
-    site.nodes([NodeStep::CreateLocal { epoch: Epoch(1), size: size() }, NodeStep::OpenLocal, NodeStep::StartCopy]).await;
+    site.nodes([
+        NodeStep::CreateLocal { epoch: Epoch(1), size: size() },
+        NodeStep::OpenLocal,
+        NodeStep::StartCopy { speed: Speed::UNLIMITED },
+    ])
+    .await;
     for block in 0..16 {
         site.write(block).await.unwrap();
         sleep(Duration::from_millis(30)).await;
@@ -245,7 +251,12 @@ async fn a_fault_happens_where_it_was_planned() {
 async fn a_copy_that_lost_its_nas_pauses_and_goes_on() {
     let site = Site::new();
     site.attached().await;
-    site.nodes([NodeStep::CreateLocal { epoch: Epoch(1), size: size() }, NodeStep::OpenLocal, NodeStep::StartCopy]).await;
+    site.nodes([
+        NodeStep::CreateLocal { epoch: Epoch(1), size: size() },
+        NodeStep::OpenLocal,
+        NodeStep::StartCopy { speed: Speed::UNLIMITED },
+    ])
+    .await;
     sleep(Duration::from_millis(100)).await;
     site.world.cut(&host("c0"), true);
     sleep(Duration::from_secs(90)).await;

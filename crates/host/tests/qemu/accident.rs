@@ -5,6 +5,7 @@ use std::time::Duration;
 use img_storage_host::NodeHost;
 use img_storage_model::{
     Epoch,
+    attribute::Speed,
     messages::DeviceKind,
     nas::{NasLayer, NasStep},
     node::{Incremental, JobState, Layer, NodeStep, StepResult},
@@ -44,7 +45,7 @@ async fn the_nodes_daemon_dies_before_the_pivot() {
     let writer = Writer::start(&bed.guest_socket(), history).await;
     bed.node(NodeStep::CreateLocal { epoch: Epoch(1), size: size() }).await;
     bed.node(NodeStep::OpenLocal).await;
-    bed.node(NodeStep::StartCopy).await;
+    bed.node(NodeStep::StartCopy { speed: Speed::UNLIMITED }).await;
     writer.writes(50).await;
     let history = bed.node_dies(writer).await;
     history.check_all("NAS, copying", &bed.read_disk());
@@ -115,7 +116,7 @@ async fn the_nas_dies_and_comes_back_while_the_guest_works_on_it() {
         if copying {
             bed.node(NodeStep::CreateLocal { epoch: Epoch(1), size: size() }).await;
             bed.node(NodeStep::OpenLocal).await;
-            bed.node(NodeStep::StartCopy).await;
+            bed.node(NodeStep::StartCopy { speed: Speed::UNLIMITED }).await;
         }
         bed.kill("nas", ".x");
         tokio::time::sleep(Duration::from_millis(500)).await;
@@ -152,7 +153,7 @@ async fn the_nas_dies_during_a_push() {
     bed.node(NodeStep::OpenSource { full: false }).await;
     bed.node(NodeStep::OpenIncoming { endpoint: bed.endpoint(port, &push.to_string()) }).await;
     bed.kill("nas", ".i");
-    bed.node(NodeStep::StartPush { push, full: false }).await;
+    bed.node(NodeStep::StartPush { push, full: false, speed: Speed::UNLIMITED }).await;
     bed.until("failed", |q| q.push.as_ref().is_some_and(|(_, job)| matches!(job.state, JobState::Failed(_)))).await;
     assert!(bed.try_node(NodeStep::DigestPush { push, full: false }).await.is_err());
     bed.node(NodeStep::EndPush).await;
@@ -184,7 +185,7 @@ async fn copies_are_given_up_under_a_busy_guest() {
     for round in 0..rounds {
         bed.node(NodeStep::CreateLocal { epoch: Epoch(1), size: size() }).await;
         bed.node(NodeStep::OpenLocal).await;
-        bed.node(NodeStep::StartCopy).await;
+        bed.node(NodeStep::StartCopy { speed: Speed::UNLIMITED }).await;
         if round % 3 == 1 {
             writer.writes(30).await;
             let _ = bed.qsd().await;

@@ -9,6 +9,7 @@ use img_storage_host::qemu::{Plane, nas::QemuNas, node::QemuNode};
 use img_storage_host::{HostError, NasHost, NodeHost, VolumeRef};
 use img_storage_model::{
     Epoch, Fact, HostName, Size, SnapshotId, VolumeId,
+    attribute::Speed,
     messages::{DeviceKind, Endpoint},
     nas::{NasFacts, NasLayer, NasStep},
     node::{Job, JobState, Layer, NodeFacts, NodeStep, QsdFacts, StepResult},
@@ -214,7 +215,7 @@ impl Bed {
         self.nas(NasStep::CreateOverlay { epoch: Epoch(1) }).await;
         self.export(1, NasLayer::Overlay).await;
         self.node(NodeStep::OpenBack { endpoint: self.endpoint(self.port, "e1.back") }).await;
-        self.node(NodeStep::StartBack { full: false }).await;
+        self.node(NodeStep::StartBack { full: false, speed: Speed::UNLIMITED }).await;
         let is = |job: &Option<Job>, state| job.as_ref().is_some_and(|j| j.state == state);
         self.until("on both sides", |q| is(&q.back_mirror, JobState::Ready) && is(&q.back_fill, JobState::Done)).await;
     }
@@ -222,7 +223,7 @@ impl Bed {
     pub async fn copy_to_ready(&self) {
         self.node(NodeStep::CreateLocal { epoch: Epoch(1), size: size() }).await;
         self.node(NodeStep::OpenLocal).await;
-        self.node(NodeStep::StartCopy).await;
+        self.node(NodeStep::StartCopy { speed: Speed::UNLIMITED }).await;
         self.until("copied", |q| q.copy.as_ref().is_some_and(|c| c.state == JobState::Ready)).await;
         self.node(NodeStep::ReserveLocal).await;
     }

@@ -3,6 +3,7 @@
 use img_storage_host::NodeHost;
 use img_storage_model::{
     Epoch, SnapshotId,
+    attribute::Speed,
     messages::DeviceKind,
     nas::{NasLayer, NasStep},
     node::{Incremental, JobState, Layer, NodeStep, StepResult},
@@ -23,7 +24,7 @@ impl Bed {
         }
         self.node(NodeStep::OpenSource { full }).await;
         self.node(NodeStep::OpenIncoming { endpoint: self.endpoint(port, &push.to_string()) }).await;
-        self.node(NodeStep::StartPush { push, full }).await;
+        self.node(NodeStep::StartPush { push, full, speed: Speed::UNLIMITED }).await;
         let facts = self.until("sent", |q| q.push.as_ref().is_some_and(|(_, job)| job.state != JobState::Running)).await;
         assert_eq!(facts.push.as_ref().map(|(id, job)| (*id, job.state.clone())), Some((push, JobState::Done)));
         let s = facts.snapshotting;
@@ -139,12 +140,12 @@ async fn back_onto_the_nas_under_the_guest() {
     let endpoint = bed.endpoint(bed.port, "e1.back");
     bed.node(NodeStep::OpenBack { endpoint: endpoint.clone() }).await;
     // Once for nothing, and once to the end.
-    bed.node(NodeStep::StartBack { full: false }).await;
+    bed.node(NodeStep::StartBack { full: false, speed: Speed::UNLIMITED }).await;
     bed.node(NodeStep::CancelBack).await;
     assert_eq!(bed.qsd().await.back, None);
     bed.node(NodeStep::OpenBack { endpoint }).await;
     assert_eq!(bed.qsd().await.back.as_deref(), Some("e1.back"));
-    bed.node(NodeStep::StartBack { full: false }).await;
+    bed.node(NodeStep::StartBack { full: false, speed: Speed::UNLIMITED }).await;
     let is = |job: &Option<img_storage_model::node::Job>, state| job.as_ref().is_some_and(|j| j.state == state);
     bed.until("on both sides", |q| is(&q.back_mirror, JobState::Ready) && is(&q.back_fill, JobState::Done)).await;
     writer.writes(500).await;

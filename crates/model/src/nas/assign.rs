@@ -3,13 +3,23 @@
 use super::{Authority, BACK, Mapping, NasFacts, NasLayer, VolumeRecord, plain_export};
 use crate::{
     HostName,
+    attribute::Speeds,
     messages::{Assign, BackOrder, Endpoint, PushOrder, Want},
 };
 
 /// The assignment for the volume's mapped node; its revision is that of the last one sent, plus one if anything differs.
 ///
 /// An endpoint that was given out stays in it while it may come back: a node whose connection broke waits for it.
-pub fn assignment(v: &VolumeRecord, facts: &NasFacts, nas: &HostName, address: &str) -> Option<Assign> {
+///
+/// While `copy` does not allow it, a copy does not begin: until then the node is to have the volume over the network.
+pub fn assignment(
+    v: &VolumeRecord,
+    facts: &NasFacts,
+    nas: &HostName,
+    address: &str,
+    speeds: Speeds,
+    copy: bool,
+) -> Option<Assign> {
     let m = v.mapping.as_ref()?;
     let last = v.assign.as_ref().filter(|a| a.epoch == m.epoch);
     let endpoint = |port: u16, export: String| Endpoint { host: address.to_owned(), port, export, server: nas.clone() };
@@ -31,7 +41,7 @@ pub fn assignment(v: &VolumeRecord, facts: &NasFacts, nas: &HostName, address: &
         size: v.size,
         epoch: m.epoch,
         revision: last.map_or(0, |a| a.revision),
-        want: m.want,
+        want: if copies(v) == Some(false) && !copy { Want::Remote } else { m.want },
         device: m.device,
         force: m.force,
         export: export_of(m, facts, last).map(|name| endpoint(m.port, name)),
@@ -43,11 +53,25 @@ pub fn assignment(v: &VolumeRecord, facts: &NasFacts, nas: &HostName, address: &
             _ => m.authority == Authority::Nas && m.layer == NasLayer::Disk,
         },
         back: back_of(m, facts, last).map(|granted| BackOrder { endpoint: endpoint(m.port, back_export(m)), granted }),
+        speeds,
+        asked: None,
     };
     if last != Some(&next) {
         next.revision = last.map_or(m.revision_floor + 1, |a| a.revision + 1);
     }
     Some(next)
+}
+
+/// Whether the volume is to be copied to its node: `Some(false)` when that has not been ordered yet, `Some(true)` when it has.
+pub fn copies(v: &VolumeRecord) -> Option<bool> {
+    let m = v.mapping.as_ref().filter(|m| m.want == Want::Local)?;
+    let ordered = v.assign.as_ref().is_some_and(|a| a.epoch == m.epoch && a.want == Want::Local);
+    match m.authority {
+        Authority::Nas => Some(ordered),
+        // The permission to pivot was given: it goes on.
+        Authority::MaybeNode => Some(true),
+        Authority::Node | Authority::MaybeNas => None,
+    }
 }
 
 /// The name of the overlay's export of this mapping.

@@ -3,6 +3,7 @@
 use super::{Authority, Mapping, NasLayer, Stage, VolumeRecord};
 use crate::{
     Fault, HostName, RequestId, Size,
+    attribute::Changes,
     messages::{DeviceKind, Report, Want},
 };
 use jiff::Timestamp;
@@ -40,6 +41,11 @@ pub enum Intent {
     },
     /// It is to go.
     Delete,
+    /// Its attributes are to be others.
+    Attributes {
+        /// All, or none.
+        changes: Changes,
+    },
     /// The front end that fills it has finished.
     Imported {
         /// Everything is in.
@@ -107,6 +113,7 @@ pub fn apply(v: &mut VolumeRecord, intent: &Intent, request: RequestId, now: Tim
             not_read(&name, reading)?;
             v.stage = Stage::Deleting;
         }
+        Intent::Attributes { changes } => v.attributes = v.attributes.changed(changes, now)?,
         Intent::Imported { complete } => match &mut v.stage {
             Stage::Importing { complete: is, .. } if *complete => *is = true,
             Stage::Importing { .. } => v.stage = Stage::Deleting,
@@ -239,6 +246,7 @@ mod tests {
             asked: None,
             asked_before: Vec::new(),
             lent: false,
+            attributes: Default::default(),
             assign: None,
             mapping: None,
         }

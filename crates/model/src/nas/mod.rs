@@ -8,7 +8,7 @@ mod plan_node;
 mod record;
 mod step;
 
-pub use assign::assignment;
+pub use assign::{assignment, copies};
 pub use facts::{DiskFile, ExportFacts, IncomingFacts, NasFacts, NasLayer};
 pub use intent::{Intent, adopt, apply};
 pub use plan::{Context, Decision, after, after_error, plan};

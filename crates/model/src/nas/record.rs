@@ -3,6 +3,7 @@
 use super::NasLayer;
 use crate::{
     Epoch, HostName, PoolName, RequestId, Size, SnapshotId, VolumeId, VolumeName,
+    attribute::Attributes,
     messages::{Assign, DeviceKind, Want},
 };
 use jiff::Timestamp;
@@ -142,6 +143,9 @@ pub struct VolumeRecord {
     /// A reader may have been given it: there may be a reader's export to end.
     #[serde(default)]
     pub lent: bool,
+    /// What was set of it.
+    #[serde(default, skip_serializing_if = "Attributes::is_empty")]
+    pub attributes: Attributes,
     /// The newest assignment sent to the mapped node.
     pub assign: Option<Assign>,
     /// Who may use it.

@@ -59,6 +59,8 @@ pub struct Job {
     pub done: u64,
     /// Bytes in total, as far as known now; it may grow.
     pub total: u64,
+    /// Bytes per second it may move; 0 for no limit.
+    pub speed: u64,
 }
 
 /// What a bitmap on `top` records changes since: the snapshot the NAS holds, the pivot, or nothing anybody knows.

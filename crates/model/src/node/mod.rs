@@ -11,4 +11,4 @@ mod step;
 pub use facts::{Bitmap, Incremental, Job, JobState, Layer, LocalFile, NodeFacts, QsdFacts, Snapshotting};
 pub use plan::{Decision, after, after_error, phase, plan, report, retreat, setback};
 pub use record::{NodeChange, NodeRecord, PushOutcome, PushResult, Truth};
-pub use step::{NodeStep, StepResult};
+pub use step::{Moving, NodeStep, StepResult};

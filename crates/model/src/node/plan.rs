@@ -4,8 +4,8 @@
 //! [`super::plan_local`].
 
 use super::{
-    Incremental, JobState, Layer, LocalFile, NodeChange, NodeFacts, NodeRecord, NodeStep, PushOutcome, PushResult, QsdFacts,
-    StepResult, Truth,
+    Incremental, JobState, Layer, LocalFile, Moving, NodeChange, NodeFacts, NodeRecord, NodeStep, PushOutcome, PushResult,
+    QsdFacts, StepResult, Truth,
     plan_local::{plan_local, trusted},
 };
 use crate::{
@@ -124,10 +124,13 @@ fn plan_remote(record: &NodeRecord, qsd: Option<&QsdFacts>, local: Option<LocalF
                 }
             }
             Some(_) if !qsd.local => Decision::Do(NodeStep::OpenLocal),
-            Some(_) => Decision::Do(NodeStep::StartCopy),
+            Some(_) => Decision::Do(NodeStep::StartCopy { speed: assign.speeds.download }),
         };
     };
     match &copy.state {
+        JobState::Running if copy.speed != assign.speeds.download.get() => {
+            Decision::Do(NodeStep::SetSpeed { job: Moving::Copy, speed: assign.speeds.download })
+        }
         JobState::Running => Decision::Wait("copying to the local disk".to_owned()),
         JobState::Paused(_) => Decision::Do(NodeStep::ResumeCopy),
         JobState::Failed(_) => Decision::Do(NodeStep::CancelCopy),
@@ -270,6 +273,7 @@ pub fn report(record: &NodeRecord, facts: &NodeFacts, device: &str, stuck: Optio
             .filter(|_| untracked.is_none() && record.truth == Truth::Local)
             .map(|q| q.bitmaps.iter().map(|b| b.dirty).sum()),
         pushed: record.pushed.clone(),
+        asked: None,
         stuck: held_up.or(stuck),
         notice: if untracked.is_some() {
             Some(format!(

@@ -4,7 +4,7 @@
 //! holds a verified snapshot taken after the guest was off.
 
 use super::{
-    Incremental, JobState, Layer, LocalFile, NodeChange, NodeRecord, NodeStep, PushOutcome, PushResult, QsdFacts, Truth,
+    Incremental, JobState, Layer, LocalFile, Moving, NodeChange, NodeRecord, NodeStep, PushOutcome, PushResult, QsdFacts, Truth,
     plan::{Decision, back_is_ready},
 };
 use crate::messages::{PushOrder, Want};
@@ -93,7 +93,11 @@ fn plan_back(record: &NodeRecord, qsd: &QsdFacts) -> Option<Decision> {
     }
     if qsd.back_mirror.is_none() || qsd.back_fill.is_none() {
         let full = qsd.bitmaps.iter().any(|b| !trusted(record, b.since));
-        return Some(Decision::Do(NodeStep::StartBack { full }));
+        return Some(Decision::Do(NodeStep::StartBack { full, speed: record.assign.speeds.upload }));
+    }
+    let speed = record.assign.speeds.upload;
+    if qsd.back_fill.as_ref().is_some_and(|fill| fill.state == JobState::Running && fill.speed != speed.get()) {
+        return Some(Decision::Do(NodeStep::SetSpeed { job: Moving::Back, speed }));
     }
     if !back_is_ready(qsd) {
         return Some(Decision::Wait("moving the guest back to the NAS".to_owned()));
@@ -158,7 +162,7 @@ fn transfer(record: &NodeRecord, qsd: &QsdFacts, order: &PushOrder) -> Decision 
         return Decision::Do(NodeStep::OpenSource { full });
     }
     match &qsd.push {
-        None if s.incoming => Decision::Do(NodeStep::StartPush { push: order.push, full }),
+        None if s.incoming => Decision::Do(NodeStep::StartPush { push: order.push, full, speed: record.assign.speeds.upload }),
         None => match &order.endpoint {
             Some(endpoint) => Decision::Do(NodeStep::OpenIncoming { endpoint: endpoint.clone() }),
             None => failed("the NAS took its incoming file away".to_owned()),
@@ -167,6 +171,9 @@ fn transfer(record: &NodeRecord, qsd: &QsdFacts, order: &PushOrder) -> Decision 
             JobState::Done => Decision::Do(NodeStep::DigestPush { push: order.push, full }),
             JobState::Failed(why) => failed(why.clone()),
             JobState::Paused(why) => failed(format!("the transfer stopped: {why}")),
+            JobState::Running if job.speed != record.assign.speeds.upload.get() => {
+                Decision::Do(NodeStep::SetSpeed { job: Moving::Push, speed: record.assign.speeds.upload })
+            }
             JobState::Running | JobState::Ready | JobState::Pending => Decision::Wait("writing back".to_owned()),
         },
     }

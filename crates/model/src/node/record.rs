@@ -64,6 +64,7 @@ pub struct NodeRecord {
 impl NodeRecord {
     /// A row for a volume's first assignment.
     pub fn new(assign: Assign) -> Self {
+        let assign = Assign { asked: None, ..assign };
         NodeRecord { volume: assign.volume, assign, truth: Truth::Remote, local: None, ended: None, pushed: None }
     }
 

@@ -6,8 +6,20 @@
 use super::{Incremental, Layer};
 use crate::{
     Epoch, Extents, Size, SnapshotId,
+    attribute::Speed,
     messages::{DeviceKind, Endpoint},
 };
+
+/// The jobs that move a volume's contents.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Moving {
+    /// The copy to the local disk.
+    Copy,
+    /// A write-back.
+    Push,
+    /// What had changed before a bring-back.
+    Back,
+}
 
 /// One effect on the node's host, on one volume.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,7 +68,17 @@ pub enum NodeStep {
     /// Opens the local file as node `local`.
     OpenLocal,
     /// Starts the write-blocking mirror of `top` onto `local` (auto-finalize and auto-dismiss off).
-    StartCopy,
+    StartCopy {
+        /// How fast it may go.
+        speed: Speed,
+    },
+    /// Lets a job that runs go on at another speed; nothing is done where it does not run any more.
+    SetSpeed {
+        /// Which.
+        job: Moving,
+        /// How fast it may go.
+        speed: Speed,
+    },
     /// Goes on with a paused copy.
     ResumeCopy,
     /// Cancels the copy, whatever its state before finalize, waits until it is over, dismisses it, closes `local`
@@ -99,6 +121,8 @@ pub enum NodeStep {
         push: SnapshotId,
         /// Everything, not only what the bitmap marks.
         full: bool,
+        /// How fast it may go.
+        speed: Speed,
     },
     /// Reads what moved from the point in time and digests it. Gives [`StepResult::Digest`].
     DigestPush {
@@ -127,6 +151,8 @@ pub enum NodeStep {
     StartBack {
         /// No trustworthy bitmap: everything moves.
         full: bool,
+        /// How fast the backup may go; the guest's own writes are not slowed down.
+        speed: Speed,
     },
     /// `job-complete` for the bring-back mirror, after the fill is done; goes on to pending with the guest held.
     CompleteBack,

@@ -48,6 +48,7 @@ fn row(mapping: Option<Mapping>) -> VolumeRecord {
         asked: None,
         asked_before: Vec::new(),
         lent: false,
+        attributes: Default::default(),
         assign: mapping.is_some().then(|| assign(Want::Remote)),
         mapping,
     }
@@ -190,7 +191,8 @@ fn a_write_back_that_is_not_whole_is_not_used() {
 
 #[test]
 fn the_local_copy_is_released_after_the_last_write_back_only() {
-    let release = |m: Mapping| nas::assignment(&row(Some(m)), &facts(), &host("nas"), "nas").unwrap().release;
+    let release =
+        |m: Mapping| nas::assignment(&row(Some(m)), &facts(), &host("nas"), "nas", Default::default(), true).unwrap().release;
     let accepted = |last| Some(Accepted { push: snapshot(1), at: Timestamp::UNIX_EPOCH, last });
     let m = mapping(Want::Gone, Authority::Node);
     assert!(!release(m.clone()));
@@ -406,7 +408,7 @@ proptest! {
 
     #[test]
     fn an_assignment_has_a_higher_revision_when_anything_in_it_changed(v in any_row(), f in any_facts()) {
-        let Some(next) = nas::assignment(&v, &f, &host("nas"), "nas") else { return Ok(()) };
+        let Some(next) = nas::assignment(&v, &f, &host("nas"), "nas", Default::default(), true) else { return Ok(()) };
         let Some(last) = &v.assign else { return Ok(()) };
         prop_assert_eq!(next.revision == last.revision, next == *last);
         prop_assert!(next.revision >= last.revision);

@@ -3,6 +3,7 @@
 use crate::things::*;
 use img_storage_model::{
     Decision, Epoch, Fact,
+    attribute::Speed,
     messages::{Assign, BackOrder, NodePhase, PushOrder, Want},
     node::{
         self, Bitmap, Incremental, JobState, Layer, LocalFile, NodeChange, NodeFacts, NodeRecord, NodeStep, PushOutcome,
@@ -78,7 +79,10 @@ fn before_the_pivot() {
     assert_eq!(decide(&remote(Want::Local), Some(qsd(Layer::Remote)), None), Decision::Do(create));
     assert_eq!(decide(&remote(Want::Local), Some(qsd(Layer::Remote)), Some(file())), Decision::Do(NodeStep::OpenLocal));
     let open = QsdFacts { local: true, ..qsd(Layer::Remote) };
-    assert_eq!(decide(&remote(Want::Local), Some(open.clone()), Some(file())), Decision::Do(NodeStep::StartCopy));
+    assert_eq!(
+        decide(&remote(Want::Local), Some(open.clone()), Some(file())),
+        Decision::Do(NodeStep::StartCopy { speed: Speed::UNLIMITED })
+    );
     assert_eq!(decide(&remote(Want::Remote), Some(open), Some(file())), Decision::Do(NodeStep::CancelCopy));
     let moved = QsdFacts { remote: Some("e3.back".to_owned()), ..qsd(Layer::Remote) };
     let reattach = NodeStep::Reattach { endpoint: endpoint("e3") };
@@ -137,7 +141,10 @@ fn a_write_back_goes_step_by_step() {
     let source = Snapshotting { source: true, ..fleece };
     assert_eq!(steps(at(source)), Decision::Do(NodeStep::OpenIncoming { endpoint: endpoint("push") }));
     let incoming = Snapshotting { incoming: true, ..source };
-    assert_eq!(steps(at(incoming)), Decision::Do(NodeStep::StartPush { push: snapshot(1), full: false }));
+    assert_eq!(
+        steps(at(incoming)),
+        Decision::Do(NodeStep::StartPush { push: snapshot(1), full: false, speed: Speed::UNLIMITED })
+    );
     let moving = |state| QsdFacts { push: Some((snapshot(1), job(state))), ..at(incoming) };
     assert!(waits(&steps(moving(JobState::Running))));
     assert_eq!(steps(moving(JobState::Done)), Decision::Do(NodeStep::DigestPush { push: snapshot(1), full: false }));
@@ -186,7 +193,10 @@ fn the_way_back() {
     let open = NodeStep::OpenBack { endpoint: endpoint("e3.back") };
     assert_eq!(decide(&r(false), Some(pivot.clone()), Some(file())), Decision::Do(open));
     let opened = QsdFacts { back: Some("e3.back".to_owned()), ..pivot };
-    assert_eq!(decide(&r(false), Some(opened), Some(file())), Decision::Do(NodeStep::StartBack { full: false }));
+    assert_eq!(
+        decide(&r(false), Some(opened), Some(file())),
+        Decision::Do(NodeStep::StartBack { full: false, speed: Speed::UNLIMITED })
+    );
     let ready = back(JobState::Ready, JobState::Done);
     assert!(waits(&decide(&r(false), Some(ready.clone()), Some(file()))));
     assert_eq!(decide(&r(true), Some(ready), Some(file())), Decision::Do(NodeStep::CompleteBack));

@@ -32,7 +32,7 @@ pub fn endpoint(export: &str) -> Endpoint {
 }
 
 pub fn job(state: JobState) -> Job {
-    Job { state, done: 1, total: 2 }
+    Job { state, done: 1, total: 2, speed: 0 }
 }
 
 pub fn sent(push: SnapshotId) -> PushResult {
@@ -61,6 +61,8 @@ pub fn assign(want: Want) -> Assign {
         accepted: None,
         release: false,
         back: None,
+        speeds: Default::default(),
+        asked: None,
     }
 }
 
@@ -80,6 +82,7 @@ pub fn report(phase: NodePhase, pivoted: bool) -> Report {
         pushed: None,
         stuck: None,
         notice: None,
+        asked: None,
     }
 }
 

@@ -4,13 +4,13 @@ use super::{
     Api, Office,
     body::{Asked, Body, Failure, Named},
     dry,
-    wire::{Create, Export, History, Hosts, Map, Order, Outcome, Plain, Resize, Status, Unmap, Volumes},
+    wire::{Attributes, Create, Export, History, Hosts, Map, Order, Outcome, Plain, Resize, Set, Status, Unmap, Volumes},
 };
 use crate::frontend::{TransferId, TransferView};
 use axum::{Json, extract::State};
 use img_storage_model::{
     Fault, HostName, Selector, VolumeId,
-    api::{Answer, Request, VolumeView},
+    api::{Answer, AttributesOf, Request, VolumeView},
 };
 use serde::Deserialize;
 use std::{collections::BTreeMap, path::Path, time::Duration};
@@ -233,6 +233,65 @@ pub async fn export(State(api): State<Api>, Named(volume): Named<Selector>, Body
     Ok(Json(api.once.run(common.id.unwrap_or_else(|| api.office.id()), what, work).await?))
 }
 
+/// The attributes of a volume, as they count.
+#[utoipa::path(get, path = "/api/volumes/{volume}/attributes", operation_id = "volume-attributes", responses((status = 200, body = Attributes)))]
+pub async fn volume_attributes(State(api): State<Api>, Named(volume): Named<Selector>) -> Reply<Attributes> {
+    let volume = api.office.one(&volume).await?;
+    Ok(Json(attributes(&*api.office, &volume.nas, AttributesOf::Volume(volume.id)).await?))
+}
+
+/// Change attributes of a volume, all or none.
+#[utoipa::path(post, path = "/api/volumes/{volume}/attributes", operation_id = "set-volume-attributes", request_body = Set, responses((status = 200, body = Outcome)))]
+pub async fn set_volume_attributes(
+    State(api): State<Api>,
+    Named(volume): Named<Selector>,
+    Body(order): Body<Set>,
+) -> Reply<Outcome> {
+    if order.dry_run {
+        let volume = expected(&*api.office, &volume, order.expect).await?;
+        let now = attributes(&*api.office, &volume.nas, AttributesOf::Volume(volume.id)).await?.attributes;
+        return Ok(Json(dry::set(&volume.full_name(), Some(volume), &now, &order.changes)?));
+    }
+    let changes = order.changes.clone();
+    let request = move |volume| Request::SetAttributes { of: AttributesOf::Volume(volume), changes, notes: false };
+    api.order("set", volume, &order, request).await
+}
+
+/// The attributes of a NAS, as they count.
+#[utoipa::path(get, path = "/api/nas/{nas}/attributes", operation_id = "nas-attributes", responses((status = 200, body = Attributes)))]
+pub async fn nas_attributes(State(api): State<Api>, Named(nas): Named<HostName>) -> Reply<Attributes> {
+    let nas = api.office.nas_for_new(Some(&nas), None).await?;
+    Ok(Json(attributes(&*api.office, &nas, AttributesOf::Nas).await?))
+}
+
+/// Change attributes of a NAS, all or none; its volumes inherit them.
+#[utoipa::path(post, path = "/api/nas/{nas}/attributes", operation_id = "set-nas-attributes", request_body = Set, responses((status = 200, body = Outcome)))]
+pub async fn set_nas_attributes(State(api): State<Api>, Named(nas): Named<HostName>, Body(order): Body<Set>) -> Reply<Outcome> {
+    let nas = api.office.nas_for_new(Some(&nas), None).await?;
+    if order.dry_run {
+        let now = attributes(&*api.office, &nas, AttributesOf::Nas).await?.attributes;
+        return Ok(Json(dry::set(nas.as_str(), None, &now, &order.changes)?));
+    }
+    let common = order.common();
+    let (id, deadline) = (common.id.unwrap_or_else(|| api.office.id()), common.deadline()?);
+    let (office, what) = (api.office.clone(), format!("set {nas} {}", description(&order)));
+    let work = async move {
+        let request = Request::SetAttributes { of: AttributesOf::Nas, changes: order.changes, notes: false };
+        match office.ask(&nas, id, request, deadline).await? {
+            Answer::Attributes { attributes } => Ok(Outcome { attributes, ..Outcome::default() }),
+            other => Err(strange(&nas, &other)),
+        }
+    };
+    Ok(Json(api.once.run(id, what, work).await?))
+}
+
+async fn attributes(office: &dyn Office, nas: &HostName, of: AttributesOf) -> Result<Attributes, Fault> {
+    match office.ask(nas, office.id(), Request::Attributes { of }, QUESTION).await? {
+        Answer::Attributes { attributes } => Ok(Attributes { attributes }),
+        other => Err(strange(nas, &other)),
+    }
+}
+
 impl Api {
     /// Carries an order to the volume's NAS, once.
     async fn order(
@@ -261,6 +320,7 @@ impl Api {
                     Ok(Outcome { volume: Some(*volume), ..Outcome::default() })
                 }
                 Answer::Deleted => Ok(Outcome::default()),
+                Answer::Attributes { attributes } => Ok(Outcome { attributes, ..Outcome::default() }),
                 other => Err(strange(&nas, &other)),
             }
         };

@@ -31,6 +31,10 @@ pub fn openapi() -> openapi::OpenApi {
         api::resize,
         api::delete,
         api::export,
+        api::volume_attributes,
+        api::set_volume_attributes,
+        api::nas_attributes,
+        api::set_nas_attributes,
         api::history,
         api::transfer,
         api::openapi_json,
@@ -145,6 +149,7 @@ impl Modify for Rest {
                     p if p.contains("{volume}") => {
                         Some(("volume", "`NAS:POOL/NAME` or any shorter part of it that is unique, percent-encoded."))
                     }
+                    p if p.contains("{nas}") => Some(("nas", "Its name.")),
                     p if p.contains("{id}") => Some(("id", "Of the transfer.")),
                     _ => None,
                 };
@@ -181,7 +186,7 @@ mod tests {
     fn every_reference_leads_somewhere_and_every_operation_is_described() {
         let api = description();
         assert!(api["openapi"].as_str().unwrap().starts_with("3.1"), "{}", api["openapi"]);
-        assert_eq!(api["paths"].as_object().unwrap().len(), 14);
+        assert_eq!(api["paths"].as_object().unwrap().len(), 16);
         fn walk(value: &Value, api: &Value) {
             match value {
                 Value::Object(fields) => {

@@ -6,15 +6,16 @@ use super::{
 };
 use crate::{frontend::transfers::look_at_image, nas::no_guests};
 use img_storage_model::{
-    Fault, HostName, Selector, Size,
+    Fault, HostName, RequestId, Selector, Size,
     api::{HostView, Phase, VolumeView},
+    attribute::{AttributeKey, AttributeView, Attributes, Changes, NasAttributes},
     messages::Role,
     size::human_bytes,
 };
 use std::path::Path;
 
 fn would(volume: Option<VolumeView>, steps: Vec<String>) -> Outcome {
-    Outcome { dry_run: true, would: steps, volume, transfer: None }
+    Outcome { dry_run: true, would: steps, volume, ..Outcome::default() }
 }
 
 fn in_use(volume: &VolumeView) -> Fault {
@@ -132,6 +133,30 @@ pub fn bring_back(volume: VolumeView) -> Result<Outcome, Fault> {
         phase => Err(Fault::refused(format!("{} is {phase}, not local", volume.full_name()))
             .next("only a volume on a local copy can be brought back")),
     }
+}
+
+/// `now` are the attributes as they count, `of` names whose they are.
+pub fn set(of: &str, volume: Option<VolumeView>, now: &[AttributeView], changes: &Changes) -> Result<Outcome, Fault> {
+    let at = jiff::Timestamp::now();
+    match volume {
+        Some(_) => Attributes::default().changed(changes, at).map(drop)?,
+        None => {
+            let request = RequestId(uuid::Uuid::nil());
+            NasAttributes::default().changed(changes, false, request, at).map(drop)?;
+        }
+    }
+    let mut steps = Vec::new();
+    for (name, value) in changes {
+        let key: AttributeKey = name.parse()?;
+        let before = now.iter().find(|view| view.key == key.name());
+        let before = before.and_then(|view| view.value.as_ref().map(|value| format!("{value}, {}", view.from)));
+        let before = before.unwrap_or_else(|| "nothing".to_owned());
+        steps.push(match value {
+            Some(value) => format!("set {key} of {of} to {value} (now {before})"),
+            None => format!("unset {key} of {of} (now {before})"),
+        });
+    }
+    Ok(would(volume, steps))
 }
 
 pub fn resize(volume: VolumeView, size: Size) -> Result<Outcome, Fault> {

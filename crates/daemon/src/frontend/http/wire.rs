@@ -4,6 +4,7 @@ use crate::frontend::TransferId;
 use img_storage_model::{
     Fault, HostName, RequestId, Selector, Size, VolumeId,
     api::{Event, HostView, Phase, VolumeView},
+    attribute::{AttributeView, Changes},
     messages::DeviceKind,
 };
 use serde::{Deserialize, Serialize};
@@ -145,6 +146,16 @@ order!(
     }
 );
 
+order!(
+    /// Change attributes, all or none.
+    Set {
+        /// By name: `frequency`, `next-sync`, `download-speed`, `upload-speed`, of a NAS also `sync-workers`. `null` takes one away:
+        /// what is inherited counts again.
+        #[schema(value_type = BTreeMap<String, Option<String>>, example = json!({ "frequency": "5m", "upload-speed": "10M" }))]
+        changes: Changes,
+    }
+);
+
 /// The format of an image file.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
@@ -184,6 +195,16 @@ pub struct Outcome {
     /// Of an export: ask for it at `/api/transfers/{id}`.
     #[schema(value_type = Option<uuid::Uuid>)]
     pub transfer: Option<TransferId>,
+    /// Of changed attributes: what counts now.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub attributes: Vec<AttributeView>,
+}
+
+/// The attributes of a NAS or a volume.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Attributes {
+    /// As they count, in their order.
+    pub attributes: Vec<AttributeView>,
 }
 
 /// The answer to `GET /api/volumes`.

@@ -2,35 +2,107 @@
 
 use super::{Nas, lock};
 use img_storage_model::{
-    api::{Phase, VolumeView},
-    original::{Behind, NasRequest, Reply, Row},
+    HostName, VolumeName,
+    api::{Answer, AttributesOf, Phase},
+    attribute::{AttributeFrom, AttributeKey, AttributeView},
+    original::{Action, Behind, NasRequest, Reply, Row, VolumeAttributes},
 };
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
+
+/// What a NAS shows among its attributes and has in its configuration.
+pub(super) const FIXED: [&str; 5] = ["name", "frontend_name", "default_pool", "network", "ssl_options"];
 
 impl Nas {
     /// Answers a question.
     pub(super) async fn look(self: &Arc<Self>, request: NasRequest) -> Reply {
         match request {
             NasRequest::List => Reply::Volumes(self.rows()),
-            other => Reply::refused(other.action(), "this NAS keeps no attributes"),
+            NasRequest::VolumeAttributes { zvol } => match self.attributes_of(&zvol) {
+                Ok(attributes) => Reply::VolumeAttributes(attributes),
+                Err(why) => Reply::refused(Action::GetZvolAttrs, why),
+            },
+            NasRequest::Attributes => match self.own_attributes().await {
+                Ok(attributes) => Reply::Attributes(attributes),
+                Err(why) => Reply::refused(Action::GetAttrs, why),
+            },
+            other => Reply::refused(other.action(), "this is no question"),
         }
     }
 
     fn rows(&self) -> Vec<Row> {
-        let mut views: Vec<VolumeView> = self.find(None);
-        views.sort_by(|a, b| (&a.name, &a.pool).cmp(&(&b.name, &b.pool)));
         let (working, pools) = (lock(&self.original.working), lock(&self.original.pools));
-        let now = self.clock.now().as_second();
-        let row = |view: &VolumeView| {
-            let copied = view.sync || matches!(view.phase, Phase::Local | Phase::BringingBack | Phase::Returning);
-            let asked = pools.get(&view.id).filter(|(epoch, _)| *epoch == view.epoch).map(|(_, pool)| pool.clone());
-            let remotepool = asked.or_else(|| view.node.as_ref().filter(|_| copied).and_then(|node| self.peers.pool(node)));
-            let due = view.frequency.zip(view.lag).and_then(|(every, lag)| i64::try_from(every.saturating_sub(lag)).ok());
-            Row::new(
-                view,
-                Behind { remotepool, working: working.contains(&view.name), nextsync: due.map(|in_| now + in_), frequency: None },
-            )
-        };
-        views.iter().map(row).collect()
+        let entries = self.entries();
+        let mut rows: Vec<Row> = entries
+            .values()
+            .map(|entry| {
+                let shown = entry.shown.borrow();
+                let view = &shown.view;
+                let copied = view.sync || matches!(view.phase, Phase::Local | Phase::BringingBack | Phase::Returning);
+                let asked = pools.get(&view.id).filter(|(epoch, _)| *epoch == view.epoch).map(|(_, pool)| pool.clone());
+                let here = || view.node.as_ref().filter(|_| copied).and_then(|node| self.peers.pool(node));
+                let behind = Behind {
+                    remotepool: asked.or_else(here),
+                    working: working.contains(&view.name),
+                    nextsync: view.next_sync.map(jiff::Timestamp::as_second),
+                    frequency: shown.attributes.frequency.map(|every| every.duration().as_secs().to_string()),
+                };
+                Row::new(view, behind)
+            })
+            .collect();
+        rows.sort_by(|a, b| (&a.zvol, &a.zpool).cmp(&(&b.zvol, &b.zpool)));
+        rows
+    }
+
+    fn views(&self, of: AttributesOf) -> Result<Vec<AttributeView>, String> {
+        match self.attributes(of) {
+            Ok(Answer::Attributes { attributes }) => Ok(attributes),
+            Ok(_) => Err("it was answered as another question".to_owned()),
+            Err(fault) => Err(fault.to_string()),
+        }
+    }
+
+    /// A volume's own, and when its next write-back is due.
+    fn attributes_of(&self, zvol: &VolumeName) -> Result<VolumeAttributes, String> {
+        let view = self.one_named(zvol)?;
+        let mut values = BTreeMap::new();
+        for attribute in self.views(AttributesOf::Volume(view.id))? {
+            let Ok(key) = attribute.key.parse::<AttributeKey>() else { continue };
+            if attribute.from == AttributeFrom::Volume || key == AttributeKey::NextSync {
+                values.extend(text(key, &attribute).map(|text| (key.original().to_owned(), text)));
+            }
+        }
+        Ok(VolumeAttributes::new(zvol.as_str(), &values))
+    }
+
+    /// The NAS's, with what the original has there from its configuration.
+    async fn own_attributes(&self) -> Result<BTreeMap<String, String>, String> {
+        let mut all = BTreeMap::new();
+        for attribute in self.views(AttributesOf::Nas)? {
+            match attribute.key.parse::<AttributeKey>() {
+                // What is not set is not there, but for two that the original always has.
+                Ok(key) => {
+                    let always = matches!(key, AttributeKey::Frequency | AttributeKey::SyncWorkers);
+                    if always || attribute.from == AttributeFrom::Nas {
+                        all.extend(text(key, &attribute).map(|text| (key.original().to_owned(), text)));
+                    }
+                }
+                Err(_) => all.extend(attribute.value.map(|text| (attribute.key, text))),
+            }
+        }
+        let pool = self.host.pools().await.into_iter().next().map(|p| p.name).unwrap_or_default();
+        let front = self.config.cluster.frontends.first().map(HostName::to_string).unwrap_or_default();
+        let fixed = [self.post.name().to_string(), front, pool, self.config.address.clone(), "{}".to_owned()];
+        all.extend(FIXED.iter().map(|name| (*name).to_owned()).zip(fixed));
+        Ok(all)
+    }
+}
+
+/// A value as the original writes it: times and counts as numbers, speeds as they are.
+fn text(key: AttributeKey, attribute: &AttributeView) -> Option<String> {
+    match key {
+        AttributeKey::DownloadSpeed | AttributeKey::UploadSpeed => attribute.value.clone(),
+        AttributeKey::Frequency | AttributeKey::NextSync | AttributeKey::SyncWorkers => {
+            attribute.number.map(|number| number.to_string())
+        }
     }
 }

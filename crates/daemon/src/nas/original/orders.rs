@@ -1,9 +1,10 @@
 //! What changes something: mapped, unmapped and deleted through the same requests that our own front end sends.
 
-use super::{super::Shown, Nas, lock};
+use super::{super::Shown, Nas, lists::FIXED, lock};
 use img_storage_model::{
     Fault, FaultKind, HostName, RequestId, VolumeId, VolumeName,
-    api::{Answer, Phase, Request, VolumeView},
+    api::{Answer, AttributesOf, Phase, Request, VolumeView},
+    attribute::Changes,
     messages::{DeviceKind, NodePhase},
     nas::Intent,
     original::{MapZvol, NasRequest, Reply, locked, say},
@@ -38,7 +39,12 @@ impl Nas {
             NasRequest::Map(map) => return self.map_zvol(id, map, again).await.unwrap_or_else(|why| Reply::refused(action, why)),
             NasRequest::Unmap { zvol } => self.unmap_zvol(id, &zvol, again).await,
             NasRequest::Delete { zpool, zvol } => self.del_zvol(id, &zpool, &zvol, again).await,
-            request => return self.look(request).await,
+            NasRequest::SetVolumeAttributes { zvol, changes } => self.set_volume_attributes(id, &zvol, changes).await,
+            NasRequest::SetAttributes { changes } => self.set_nas_attributes(id, changes).await,
+            NasRequest::DeleteAttributes { names } => {
+                self.set_nas_attributes(id, names.into_iter().map(|name| (name, None)).collect()).await
+            }
+            NasRequest::List | NasRequest::VolumeAttributes { .. } | NasRequest::Attributes => return self.look(request).await,
         };
         done.map_or_else(|why| Reply::refused(action, why), |()| Reply::Done(action))
     }
@@ -202,6 +208,27 @@ impl Nas {
             Ok(()) => Ok(()),
             Err(_) => Err(say::not_detached(late(WITHIN, self.view(view.id).as_ref()))),
         }
+    }
+
+    async fn set_volume_attributes(self: &Arc<Self>, id: RequestId, zvol: &VolumeName, changes: Changes) -> Result<(), String> {
+        let view = self.one_named(zvol)?;
+        if changes.is_empty() {
+            return Ok(());
+        }
+        self.changed(id, AttributesOf::Volume(view.id), changes).await
+    }
+
+    async fn set_nas_attributes(self: &Arc<Self>, id: RequestId, changes: Changes) -> Result<(), String> {
+        match changes.keys().find(|name| FIXED.contains(&name.as_str())) {
+            Some(name) => Err(format!("the field attrs.{name} is wrong: {name} is in the configuration of {}", self.post.name())),
+            None => self.changed(id, AttributesOf::Nas, changes).await,
+        }
+    }
+
+    async fn changed(self: &Arc<Self>, id: RequestId, of: AttributesOf, changes: Changes) -> Result<(), String> {
+        let me = self.post.name().clone();
+        let done = self.answer(&me, id, Request::SetAttributes { of, changes, notes: true }).await;
+        done.map(drop).map_err(|fault| fault.to_string())
     }
 
     async fn del_zvol(

@@ -4,6 +4,7 @@ use super::{Actor, Mail};
 use crate::rate::Rate;
 use img_storage_model::{
     Fault, HostName, RequestId,
+    attribute::Speeds,
     messages::{Assign, Body, DeviceKind, NodePhase, Report, Role, Want},
     nas::{self, Authority, Intent, NasChange, NasFacts, Stage, VolumeRecord},
 };
@@ -39,6 +40,7 @@ impl Actor {
                 let _ = reply.send(answer);
             }
             Mail::ReadDone => self.reader = None,
+            Mail::Look => {}
         }
     }
 
@@ -146,6 +148,8 @@ impl Actor {
                 accepted: None,
                 release: false,
                 back: None,
+                speeds: Speeds::default(),
+                asked: None,
             };
             self.nas.post.send(from, Body::Assign(Box::new(over)));
         }
@@ -159,6 +163,13 @@ fn asked(intent: &Intent) -> String {
         Intent::Sync => "asked: sync".to_owned(),
         Intent::BringBack => "asked: bring back".to_owned(),
         Intent::Resize { size } => format!("asked: resize to {size}"),
+        Intent::Attributes { changes } => {
+            let all: Vec<String> = changes
+                .iter()
+                .map(|(key, value)| value.as_ref().map_or_else(|| format!("{key} not set any more"), |v| format!("{key} = {v}")))
+                .collect();
+            format!("asked: {}", all.join(", "))
+        }
         Intent::Delete => "asked: delete".to_owned(),
         Intent::Imported { complete: true } => "filled from an image".to_owned(),
         Intent::Imported { complete: false } => "its import was broken off".to_owned(),

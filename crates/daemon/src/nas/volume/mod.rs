@@ -5,16 +5,16 @@
 
 mod mail;
 mod shown;
+mod timing;
 
 use super::{Nas, Shown};
 use crate::{rate::Rate, retry::Retry};
 use img_storage_model::{
-    Fact, Fault, HostName, Interval, RequestId,
+    Fact, Fault, HostName, RequestId,
     api::WriteBack,
     messages::{Assign, Body, Report, Role, Want},
     nas::{self, Authority, Context, Decision, Intent, NasChange, NasFacts, NasStep, Stage, VolumeRecord},
     node::{JobState, PushOutcome, StepResult},
-    schedule,
 };
 use jiff::Timestamp;
 use std::{sync::Arc, time::Duration};
@@ -51,6 +51,8 @@ pub(crate) enum Mail {
     Read { peer: HostName, port: u16, reply: oneshot::Sender<Result<(), Fault>> },
     /// It has read it.
     ReadDone,
+    /// What counts for it has changed, or it is its turn.
+    Look,
 }
 
 pub(crate) struct Actor {
@@ -71,6 +73,14 @@ pub(crate) struct Actor {
     rate: Rate,
     last_write_back: Option<WriteBack>,
     write_backs: u64,
+    /// When the node last had nothing that is not home.
+    clean: Option<Timestamp>,
+    /// The node is to be asked whether that is still so.
+    ask: bool,
+    /// It has asked for a turn since it last looked.
+    claims: bool,
+    /// What it waits for to have its turn.
+    in_line: Option<String>,
     sent: Option<Instant>,
     heard: Option<Instant>,
     failed: Option<Fault>,
@@ -103,6 +113,10 @@ impl Actor {
             rate: Rate::default(),
             last_write_back: None,
             write_backs: 0,
+            clean: None,
+            ask: false,
+            claims: false,
+            in_line: None,
             sent: None,
             heard: None,
             failed: None,
@@ -121,11 +135,16 @@ impl Actor {
             }
             self.at_rest = false;
             let facts = self.observe().await;
+            (self.claims, self.in_line) = (false, None);
+            self.look_at_report();
             if let Err(fault) = self.kept_up(&facts).await {
                 self.pause(fault.to_string()).await;
                 continue;
             }
-            match self.plan(&facts) {
+            let decision = self.plan(&facts);
+            let decision = self.in_turn(decision);
+            self.settle_turn(&facts);
+            match decision {
                 Decision::Do(step) => {
                     self.waiting = None;
                     self.show(&facts);
@@ -186,14 +205,8 @@ impl Actor {
         facts
     }
 
-    fn frequency(&self) -> Interval {
-        self.nas.config.frequency
-    }
-
-    fn plan(&self, facts: &NasFacts) -> Decision {
-        let now = self.nas.clock.now();
-        let due =
-            self.record.mapping.as_ref().and_then(|m| schedule::next_due(m, self.frequency(), now)).is_some_and(|at| at <= now);
+    fn plan(&mut self, facts: &NasFacts) -> Decision {
+        let due = self.due();
         let context =
             Context { report: self.report.as_ref(), due, hold_off: self.push_retry.holds(), reader: self.reader.clone() };
         nas::plan(&self.record, facts, &context)
@@ -206,7 +219,7 @@ impl Actor {
             return Duration::from_millis(50);
         }
         let now = self.nas.clock.now();
-        let due = self.record.mapping.as_ref().and_then(|m| schedule::next_due(m, self.frequency(), now));
+        let due = self.next_due().map(|(at, _)| at);
         let until = due.filter(|at| *at > now).and_then(|at| Duration::try_from(at.duration_since(now)).ok());
         until.map_or(LOOK_EVERY, |d| d.clamp(Duration::from_millis(20), LOOK_EVERY))
     }
@@ -349,6 +362,9 @@ impl Actor {
         if *change == NasChange::Layer(img_storage_model::nas::NasLayer::Disk) {
             self.setback.well();
         }
+        if matches!(change, NasChange::Authority(_) | NasChange::Unmapped) {
+            self.clean = None;
+        }
         if *change == NasChange::Unmapped {
             self.setback.well();
             self.report = None;
@@ -402,7 +418,10 @@ impl Actor {
 
     /// Brings the node's assignment up to date, and sends it when it is new or was not answered.
     async fn assign(&mut self, facts: &NasFacts) -> Result<(), Fault> {
-        let Some(next) = nas::assignment(&self.record, facts, self.nas.post.name(), &self.nas.config.address) else {
+        let speeds = self.nas.effective(&self.record.attributes).speeds;
+        let copy = self.may_copy();
+        let (me, address) = (self.nas.post.name(), &self.nas.config.address);
+        let Some(next) = nas::assignment(&self.record, facts, me, address, speeds, copy) else {
             self.sent = None;
             return Ok(());
         };
@@ -420,14 +439,15 @@ impl Actor {
         }
         let answered = self.report.as_ref().is_some_and(|r| r.epoch == next.epoch && r.revision == next.revision);
         let silent = self.heard.is_none_or(|at| at.elapsed() >= SILENCE);
-        if (!answered || silent) && self.sent.is_none_or(|at| at.elapsed() >= RESEND_EVERY) {
+        if (!answered || silent || self.ask) && self.sent.is_none_or(|at| at.elapsed() >= RESEND_EVERY) {
             self.send(next);
         }
         Ok(())
     }
 
-    fn send(&mut self, assign: Assign) {
+    fn send(&mut self, mut assign: Assign) {
         self.sent = Some(Instant::now());
+        assign.asked = Some(self.nas.clock.now());
         if let Some(mapping) = &self.record.mapping {
             self.nas.post.send(&mapping.node, Body::Assign(Box::new(assign)));
         }

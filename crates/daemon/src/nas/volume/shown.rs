@@ -1,6 +1,6 @@
 //! What an actor shows of its volume.
 
-use super::Actor;
+use super::{Actor, SILENCE};
 use crate::{
     nas::{
         Shown,
@@ -48,7 +48,12 @@ impl Actor {
             allocated: self.allocated,
             report: self.report.as_ref(),
             rate: self.rate.per_second(),
-            frequency: Some(self.frequency().duration().as_secs()),
+            frequency: Some(self.nas.effective(&self.record.attributes).frequency.duration().as_secs()),
+            clean_at: self.clean,
+            // A node that is silent may have written since.
+            clean: self.is_clean() && self.heard.is_some_and(|at| at.elapsed() < SILENCE),
+            due: self.next_due(),
+            in_line: self.in_line.clone(),
             last_write_back: self.last_write_back.clone(),
             write_backs: self.write_backs,
             stuck,

@@ -10,6 +10,7 @@
 use std::time::Duration;
 
 use img_storage_model::{
+    attribute::Speed,
     messages::Endpoint,
     node::{JobState, Layer},
 };
@@ -72,7 +73,7 @@ impl Steps<'_> {
         Ok(())
     }
 
-    pub(super) async fn start_back(&self, full: bool) -> Result<(), HostError> {
+    pub(super) async fn start_back(&self, full: bool, speed: Speed) -> Result<(), HostError> {
         let mut session = self.session().await?;
         let graph = session.graph().await?;
         let export = back_of(&graph).ok_or_else(|| HostError("the connections to the NAS's overlay are not open".into()))?;
@@ -89,7 +90,7 @@ impl Steps<'_> {
         }
         let mut fill = json!({
             "job-id": "backfill", "device": "local", "target": format!("back2.{export}"), "sync": "full",
-            "on-source-error": "report", "on-target-error": "report", "auto-dismiss": false,
+            "on-source-error": "report", "on-target-error": "report", "auto-dismiss": false, "speed": speed.get(),
         });
         if !full {
             // An older one was merged before a mirror that may not be this one.

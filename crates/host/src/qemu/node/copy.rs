@@ -6,6 +6,7 @@ use std::path::Path;
 
 use img_storage_model::{
     Epoch,
+    attribute::Speed,
     messages::{DeviceKind, Endpoint},
     node::{Incremental, JobState, Layer},
 };
@@ -199,7 +200,7 @@ impl Steps<'_> {
         Ok(session.add(&graph, "local", self.local_node()).await?)
     }
 
-    pub(super) async fn start_copy(&self) -> Result<(), HostError> {
+    pub(super) async fn start_copy(&self, speed: Speed) -> Result<(), HostError> {
         let mut session = self.session().await?;
         let graph = session.graph().await?;
         if graph.jobs.contains_key("copy") {
@@ -218,7 +219,7 @@ impl Steps<'_> {
             "job-id": "copy", "device": "top", "replaces": source, "target": "local", "sync": "full",
             "copy-mode": mode, "filter-node-name": "mf", "on-source-error": "stop", "on-target-error": "stop",
             // The guest's requests wait behind what the copy has asked for on the same connection: QEMU's own 16 MiB starve it.
-            "buf-size": 4 << 20,
+            "buf-size": 4 << 20, "speed": speed.get(),
             "auto-finalize": false, "auto-dismiss": false,
         });
         session.call("blockdev-mirror", job).await?;

@@ -25,8 +25,9 @@ use std::sync::Arc;
 
 use img_storage_model::{
     Epoch, Fact, VolumeId,
+    attribute::Speed,
     messages::{DeviceKind, Endpoint, Holder, PoolReport},
-    node::{Bitmap, Incremental, Job, JobState, Layer, NodeFacts, NodeStep, QsdFacts, Snapshotting, StepResult},
+    node::{Bitmap, Incremental, Job, JobState, Layer, Moving, NodeFacts, NodeStep, QsdFacts, Snapshotting, StepResult},
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -114,7 +115,8 @@ impl QemuNode {
             NodeStep::CreateLocal { epoch, size } => at.create_local(epoch, size.bytes()).await?,
             NodeStep::RemoveLocal => at.remove_local().await?,
             NodeStep::OpenLocal => at.open_local().await?,
-            NodeStep::StartCopy => at.start_copy().await?,
+            NodeStep::StartCopy { speed } => at.start_copy(speed).await?,
+            NodeStep::SetSpeed { job, speed } => at.set_speed(job, speed).await?,
             NodeStep::ResumeCopy => at.resume_copy().await?,
             NodeStep::CancelCopy => at.cancel_copy().await?,
             NodeStep::ReserveLocal => at.reserve_local().await?,
@@ -126,13 +128,13 @@ impl QemuNode {
             NodeStep::InsertFleece => at.insert_fleece().await?,
             NodeStep::OpenSource { full } => at.open_source(full).await?,
             NodeStep::OpenIncoming { endpoint } => at.open_incoming(&endpoint).await?,
-            NodeStep::StartPush { push, full } => at.start_push(push, full).await?,
+            NodeStep::StartPush { push, full, speed } => at.start_push(push, full, speed).await?,
             NodeStep::DigestPush { full, .. } => return at.digest_push(full).await,
             NodeStep::EndPush => at.end_push().await?,
             NodeStep::DropBitmap { since } => at.drop_bitmap(since).await?,
             NodeStep::RevertBitmap => at.revert_bitmap().await?,
             NodeStep::OpenBack { endpoint } => at.open_back(&endpoint).await?,
-            NodeStep::StartBack { full } => at.start_back(full).await?,
+            NodeStep::StartBack { full, speed } => at.start_back(full, speed).await?,
             NodeStep::CompleteBack => at.complete_back().await?,
             NodeStep::FinalizeBack => at.finalize_back().await?,
             NodeStep::CancelBack => at.cancel_back().await?,
@@ -188,6 +190,19 @@ struct Steps<'a> {
 }
 
 impl Steps<'_> {
+    async fn set_speed(&self, job: Moving, speed: Speed) -> Result<(), HostError> {
+        let mut session = self.session().await?;
+        let ids = match job {
+            Moving::Copy => vec!["copy".to_owned()],
+            Moving::Back => vec!["backfill".to_owned()],
+            Moving::Push => session.graph().await?.jobs.into_keys().filter(|id| id.starts_with("push-")).collect(),
+        };
+        for id in ids {
+            session.set_speed(&id, speed.get()).await?;
+        }
+        Ok(())
+    }
+
     async fn session(&self) -> Result<Session, HostError> {
         Session::with(&self.qsd).await
     }

@@ -4,7 +4,9 @@
 //! mark: a write between the two moments belongs to the point in time and is only in the newer one.
 
 use img_storage_model::{
-    SnapshotId, extents,
+    SnapshotId,
+    attribute::Speed,
+    extents,
     messages::Endpoint,
     node::{Incremental, JobState, StepResult},
 };
@@ -118,7 +120,7 @@ impl Steps<'_> {
         connect(self.host, &mut session, &graph, "inc", endpoint, 0).await
     }
 
-    pub(super) async fn start_push(&self, push: SnapshotId, full: bool) -> Result<(), HostError> {
+    pub(super) async fn start_push(&self, push: SnapshotId, full: bool, speed: Speed) -> Result<(), HostError> {
         let mut session = self.session().await?;
         let graph = session.graph().await?;
         let id = format!("push-{}", push.0);
@@ -127,7 +129,7 @@ impl Steps<'_> {
         }
         let mut job = json!({
             "job-id": id, "device": source_for(&graph, full)?, "target": "inc", "sync": "full",
-            "on-source-error": "report", "on-target-error": "report", "auto-dismiss": false,
+            "on-source-error": "report", "on-target-error": "report", "auto-dismiss": false, "speed": speed.get(),
         });
         if !full {
             job["sync"] = "bitmap".into();
