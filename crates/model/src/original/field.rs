@@ -84,17 +84,25 @@ pub fn size(fields: &Fields) -> Result<Size, String> {
         Value::Number(number) => number.to_string(),
         other => return Err(wrong("size", format!("it is {}, not a number of GB", kind(other)))),
     };
+    gigabytes(&number).map_err(|why| wrong("size", why))
+}
+
+/// A size in GB: whole ones, and fractions that come to more than the smallest volume.
+///
+/// # Errors
+/// Why it is none.
+pub fn gigabytes(number: &str) -> Result<Size, String> {
     let decimal = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
-    let (whole, part) = number.split_once('.').map_or((number.as_str(), None), |(whole, part)| (whole, Some(part)));
+    let (whole, part) = number.split_once('.').map_or((number, None), |(whole, part)| (whole, Some(part)));
     if !decimal(whole) || part.is_some_and(|part| !decimal(part)) {
-        return Err(wrong("size", format!("{:?} is no number of GB", shortened(&number))));
+        return Err(format!("{:?} is no number of GB", shortened(number)));
     }
     let part = part.unwrap_or_default().trim_end_matches('0');
     let gigabytes = if part.is_empty() { format!("{whole}G") } else { format!("{whole}.{part}G") };
-    let size: Size = gigabytes.parse().map_err(|why| wrong("size", why))?;
+    let size: Size = gigabytes.parse().map_err(|fault: crate::Fault| fault.message)?;
     // Rounded up to the smallest volume: so little was meant to be something else.
     let tiny = whole.bytes().all(|b| b == b'0') && size.bytes() <= Size::SMALLEST;
-    if tiny { Err(wrong("size", format!("{number} GB is too little for a volume"))) } else { Ok(size) }
+    if tiny { Err(format!("{number} GB is too little for a volume")) } else { Ok(size) }
 }
 
 /// `initiator`: some name.

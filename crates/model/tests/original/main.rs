@@ -326,7 +326,7 @@ proptest! {
         let text = format!("{whole}.{part:03}");
         if let Ok(map) = map(&map_with("size", text.clone().into())) {
             let wanted = u128::from(whole) * 1000 + u128::from(part);
-            let got = u128::from(map.size.bytes()) * 1000 >> 30;
+            let got = (u128::from(map.size.bytes()) * 1000) >> 30;
             prop_assert!(got.abs_diff(wanted) <= 1, "{text}: {}", map.size.bytes());
         }
     }

@@ -4,8 +4,8 @@ use super::{Nas, lock};
 use img_storage_model::{
     HostName, VolumeName,
     api::{Answer, AttributesOf, Phase},
-    attribute::{AttributeFrom, AttributeKey, AttributeView},
-    original::{Action, Behind, NasRequest, Reply, Row, VolumeAttributes},
+    attribute::AttributeView,
+    original::{Action, Behind, NasRequest, Reply, Row, VolumeAttributes, nas_values, volume_values},
 };
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -64,45 +64,16 @@ impl Nas {
     /// A volume's own, and when its next write-back is due.
     fn attributes_of(&self, zvol: &VolumeName) -> Result<VolumeAttributes, String> {
         let view = self.one_named(zvol)?;
-        let mut values = BTreeMap::new();
-        for attribute in self.views(AttributesOf::Volume(view.id))? {
-            let Ok(key) = attribute.key.parse::<AttributeKey>() else { continue };
-            if attribute.from == AttributeFrom::Volume || key == AttributeKey::NextSync {
-                values.extend(text(key, &attribute).map(|text| (key.original().to_owned(), text)));
-            }
-        }
-        Ok(VolumeAttributes::new(zvol.as_str(), &values))
+        Ok(VolumeAttributes::new(zvol.as_str(), &volume_values(&self.views(AttributesOf::Volume(view.id))?)))
     }
 
     /// The NAS's, with what the original has there from its configuration.
     async fn own_attributes(&self) -> Result<BTreeMap<String, String>, String> {
-        let mut all = BTreeMap::new();
-        for attribute in self.views(AttributesOf::Nas)? {
-            match attribute.key.parse::<AttributeKey>() {
-                // What is not set is not there, but for two that the original always has.
-                Ok(key) => {
-                    let always = matches!(key, AttributeKey::Frequency | AttributeKey::SyncWorkers);
-                    if always || attribute.from == AttributeFrom::Nas {
-                        all.extend(text(key, &attribute).map(|text| (key.original().to_owned(), text)));
-                    }
-                }
-                Err(_) => all.extend(attribute.value.map(|text| (attribute.key, text))),
-            }
-        }
+        let mut all = nas_values(&self.views(AttributesOf::Nas)?);
         let pool = self.host.pools().await.into_iter().next().map(|p| p.name).unwrap_or_default();
         let front = self.config.cluster.frontends.first().map(HostName::to_string).unwrap_or_default();
         let fixed = [self.post.name().to_string(), front, pool, self.config.address.clone(), "{}".to_owned()];
         all.extend(FIXED.iter().map(|name| (*name).to_owned()).zip(fixed));
         Ok(all)
-    }
-}
-
-/// A value as the original writes it: times and counts as numbers, speeds as they are.
-fn text(key: AttributeKey, attribute: &AttributeView) -> Option<String> {
-    match key {
-        AttributeKey::DownloadSpeed | AttributeKey::UploadSpeed => attribute.value.clone(),
-        AttributeKey::Frequency | AttributeKey::NextSync | AttributeKey::SyncWorkers => {
-            attribute.number.map(|number| number.to_string())
-        }
     }
 }
