@@ -283,6 +283,10 @@ pub struct VolumeView {
     /// none that the NAS lacks.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lag: Option<u64>,
+    /// No write older than this is missing on the NAS, while the node has the newest writes.
+    #[schema(value_type = Option<String>, format = DateTime)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub home: Option<Timestamp>,
     /// How old it may get, in seconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub frequency: Option<u64>,

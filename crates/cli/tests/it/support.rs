@@ -40,6 +40,7 @@ pub fn volume(number: u128, name: &str, size: &str, phase: Phase) -> VolumeView 
         export: None,
         sync: false,
         lag: None,
+        home: None,
         frequency: None,
         next_sync: None,
         dirty: None,

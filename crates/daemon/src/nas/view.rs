@@ -41,6 +41,7 @@ pub(super) fn show(record: &VolumeRecord, nas: &HostName, seen: &Seen<'_>) -> Sh
     let report = seen.report.filter(|r| mapping.is_some_and(|m| m.epoch == r.epoch));
     let moving = report.and_then(|r| r.progress);
     let notice = seen.in_line.clone().or_else(|| report.and_then(|r| r.notice.clone())).or_else(|| seen.waiting.clone());
+    let behind_since = mapping.and_then(|m| schedule::behind_since(m, seen.clean_at));
     let view = VolumeView {
         id: record.id,
         nas: nas.clone(),
@@ -55,6 +56,7 @@ pub(super) fn show(record: &VolumeRecord, nas: &HostName, seen: &Seen<'_>) -> Sh
         export: export(record),
         sync: mapping.is_some_and(|m| m.want == Want::Local),
         lag: None,
+        home: behind_since,
         frequency: seen.frequency.filter(|_| mapping.is_some_and(|m| m.want == Want::Local)),
         next_sync: seen.due.map(|(at, _)| at),
         dirty: report.and_then(|r| r.dirty),
@@ -71,7 +73,7 @@ pub(super) fn show(record: &VolumeRecord, nas: &HostName, seen: &Seen<'_>) -> Sh
     let home_at = mapping.and_then(|m| m.accepted.as_ref()).map(|a| a.at);
     Shown {
         view,
-        behind_since: mapping.and_then(|m| schedule::behind_since(m, seen.clean_at)),
+        behind_since,
         clean: seen.clean,
         attributes: record.attributes,
         due: seen.due,
