@@ -99,6 +99,7 @@ pub enum Verb {
     Config(verbs::config::Config),
     Pki(verbs::pki::Pki),
     BrokerSetup(verbs::broker_setup::BrokerSetup),
+    Rocks(crate::rocks::Rocks),
     Completion(verbs::completion::Completion),
     Openapi(verbs::openapi::Openapi),
 }

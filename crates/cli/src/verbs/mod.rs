@@ -72,6 +72,7 @@ pub fn run(cli: Cli) -> Done {
                     Verb::Set(verb) => verb.run(context).await,
                     Verb::Get(verb) => verb.run(context).await,
                     Verb::Unset(verb) => verb.run(context).await,
+                    Verb::Rocks(verb) => verb.run(context).await,
                     Verb::Devices(verb) => verb.run(context).await,
                     Verb::Hosts(verb) => verb.run(context).await,
                     Verb::Up(_)

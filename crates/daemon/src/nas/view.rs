@@ -5,7 +5,7 @@ use img_storage_model::{
     HostName,
     api::{Phase, Trouble, VolumeView, WriteBack},
     attribute::AttributeFrom,
-    messages::{NodePhase, Report, Want},
+    messages::{Endpoint, NodePhase, Report, Want},
     nas::{Authority, Stage, VolumeRecord},
     schedule,
 };
@@ -53,6 +53,7 @@ pub(super) fn show(record: &VolumeRecord, nas: &HostName, seen: &Seen<'_>) -> Sh
         node: mapping.map(|m| m.node.clone()),
         epoch: record.epoch,
         device: report.and_then(|r| r.device.clone()),
+        export: export(record),
         sync: mapping.is_some_and(|m| m.want == Want::Local),
         lag: None,
         home: behind_since,
@@ -60,6 +61,7 @@ pub(super) fn show(record: &VolumeRecord, nas: &HostName, seen: &Seen<'_>) -> Sh
         next_sync: seen.due.map(|(at, _)| at),
         dirty: report.and_then(|r| r.dirty),
         progress: moving.or(seen.progress),
+        transfer_since: transfer_since(record, phase(record, report)),
         rate: seen.rate.filter(|_| moving.is_some() || seen.progress.is_some()),
         last_write_back: seen.last_write_back.clone().filter(|_| mapping.is_some()),
         write_backs: if mapping.is_some() { seen.write_backs } else { 0 },
@@ -80,6 +82,28 @@ pub(super) fn show(record: &VolumeRecord, nas: &HostName, seen: &Seen<'_>) -> Sh
         home_at,
         failed: None,
         unread: None,
+        at_node: report.map(|r| r.phase),
+    }
+}
+
+/// Where the node is told to find the volume.
+fn export(record: &VolumeRecord) -> Option<String> {
+    let assign = record.assign.as_ref().filter(|a| record.mapping.as_ref().is_some_and(|m| m.epoch == a.epoch))?;
+    assign.export.as_ref().map(Endpoint::uri)
+}
+
+/// Since when something moves between here and the node.
+fn transfer_since(record: &VolumeRecord, phase: Phase) -> Option<Timestamp> {
+    let mapping = record.mapping.as_ref()?;
+    let write_back = mapping.push.as_ref().map(|p| p.ordered);
+    match phase {
+        Phase::Copying | Phase::Switching => Some(mapping.since),
+        Phase::Local => write_back,
+        Phase::Returning if mapping.authority != Authority::Nas => {
+            let last = mapping.accepted.as_ref().map(|a| a.at).or(mapping.pivoted_at);
+            Some(write_back.or(last).unwrap_or(mapping.since))
+        }
+        _ => None,
     }
 }
 
