@@ -207,6 +207,10 @@ pub(crate) fn data_address(config: &Config) -> Result<IpAddr, Fault> {
     let here = || net::addresses().map_err(|e| Fault::failed(e.to_string()));
     let list = |all: &[IpAddr]| all.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
     match (config.nas.data_address(), config.nas.data_network) {
+        (None, None) if config.is_for_many() => {
+            Err(Fault::invalid("[nas] data_address is not given: nodes on other hosts could not reach this NAS's exports")
+                .next(format!("nothing was started; this host's addresses are {}", list(&here()?))))
+        }
         (None, None) => Ok(IpAddr::V4(Ipv4Addr::LOCALHOST)),
         (Some(address), _) => {
             // Every address of 127.0.0.0/8 leads here, listed or not.

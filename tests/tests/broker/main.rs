@@ -5,4 +5,5 @@
 
 mod bed;
 mod bus;
+mod cluster_doc;
 mod trouble;

@@ -175,6 +175,11 @@ impl Config {
         Ok(Tls { ca, identity })
     }
 
+    /// Whether other hosts can be on the bus.
+    pub fn is_for_many(&self) -> bool {
+        self.bus.as_ref().is_some_and(|bus| !bus.hosts.iter().all(Address::is_here))
+    }
+
     /// Who has a say, besides a front end and a NAS of these names when nothing else is configured.
     pub fn cluster(&self, frontend: &HostName, nas: &HostName) -> Cluster {
         let list = |given: &Option<Vec<HostName>>, default: &HostName| given.clone().unwrap_or_else(|| vec![default.clone()]);

@@ -51,7 +51,7 @@ fn defaults(config: &Config) -> Result<Vec<(&'static str, String)>, Fault> {
         ("vm.nodes", crate::roles::NODES.to_string()),
         ("vm.pool", quoted(&"DIR/HOST/pool")),
     ];
-    if config.nas.data_address().is_none() && config.nas.data_network.is_none() {
+    if config.nas.data_address().is_none() && config.nas.data_network.is_none() && !config.is_for_many() {
         all.push(("nas.data_address", quoted(&"127.0.0.1")));
     }
     if let Some(settings) = config.broker()? {
@@ -79,7 +79,7 @@ mod tests {
         let file = dir.path().join("c.toml");
         std::fs::write(&file, "frequency = \"5m\"\n[nas]\naddress = \"10.0.0.1\"\n[nas.pools]\nfast = \"/srv\"\n").unwrap();
         let (_, files, lines) = check(Some(&file)).unwrap();
-        assert_eq!(files, [file.clone()]);
+        assert_eq!(files, std::slice::from_ref(&file));
         let mut keys: Vec<&str> = lines.iter().map(|l| l.key.as_str()).collect();
         let all = keys.len();
         keys.dedup();
