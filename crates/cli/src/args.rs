@@ -91,6 +91,7 @@ pub enum Verb {
     Unset(verbs::unset::Unset),
     Devices(verbs::devices::Devices),
     Hosts(verbs::hosts::Hosts),
+    Rocks(crate::rocks::Rocks),
     Completion(verbs::completion::Completion),
     Openapi(verbs::openapi::Openapi),
 }

@@ -7,6 +7,7 @@ mod follow;
 mod human;
 mod meter;
 mod output;
+mod rocks;
 mod rows;
 mod stop;
 mod table;

@@ -70,3 +70,39 @@ pub struct VolumeRef {
 pub fn boot_id() -> String {
     std::fs::read_to_string("/proc/sys/kernel/random/boot_id").map_or_else(|_| String::new(), |id| id.trim().to_owned())
 }
+
+/// Where open-iscsi keeps this machine's name.
+const INITIATOR_FILE: &str = "/etc/iscsi/initiatorname.iscsi";
+
+/// This machine's iSCSI name; nothing where it has no open-iscsi.
+///
+/// # Errors
+/// When there is a file for it with no name that can be read.
+pub fn initiator() -> Result<Option<String>, HostError> {
+    match std::fs::read_to_string(INITIATOR_FILE) {
+        Ok(text) => initiator_in(&text).map(Some).ok_or_else(|| HostError(format!("{INITIATOR_FILE} has no InitiatorName"))),
+        Err(why) if why.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(why) => Err(HostError(format!("{INITIATOR_FILE} cannot be read: {why}"))),
+    }
+}
+
+fn initiator_in(text: &str) -> Option<String> {
+    let values = text.lines().filter_map(|line| line.trim().strip_prefix("InitiatorName"));
+    values.filter_map(|rest| rest.trim_start().strip_prefix('=')).map(|name| name.trim().to_owned()).find(|name| !name.is_empty())
+}
+
+/// Whether a name means a machine to this one: it is in its hosts file or its name service, which is not waited for for long.
+pub async fn resolves(name: &str) -> bool {
+    let found = tokio::time::timeout(std::time::Duration::from_secs(2), tokio::net::lookup_host((name, 0))).await;
+    found.is_ok_and(|found| found.is_ok_and(|mut addresses| addresses.next().is_some()))
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_initiators_name_is_found_among_comments() {
+        let text = "## DO NOT EDIT\n#InitiatorName=no\n InitiatorName = iqn.1993-08.org.debian:01:f3 \n";
+        assert_eq!(super::initiator_in(text).as_deref(), Some("iqn.1993-08.org.debian:01:f3"));
+        assert_eq!(super::initiator_in("GenerateName=yes\nInitiatorName=\n"), None);
+    }
+}

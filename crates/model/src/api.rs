@@ -274,12 +274,19 @@ pub struct VolumeView {
     /// What the guest uses.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub device: Option<String>,
+    /// Where its NAS serves it to its node, as a URI; nothing once the node works on its own copy.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub export: Option<String>,
     /// Whether it is (to be) moved onto a local copy.
     pub sync: bool,
     /// Age of the newest snapshot on the NAS in seconds, while the node has the newest writes; 0 while the node says that it has
     /// none that the NAS lacks.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lag: Option<u64>,
+    /// No write older than this is missing on the NAS, while the node has the newest writes.
+    #[schema(value_type = Option<String>, format = DateTime)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub home: Option<Timestamp>,
     /// How old it may get, in seconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub frequency: Option<u64>,
@@ -294,6 +301,10 @@ pub struct VolumeView {
     #[schema(value_type = Option<Object>)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub progress: Option<Progress>,
+    /// Since when a transfer between NAS and node is under way.
+    #[schema(value_type = Option<String>, format = DateTime)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub transfer_since: Option<Timestamp>,
     /// Bytes per second of that transfer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rate: Option<u64>,

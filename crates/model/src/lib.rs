@@ -15,6 +15,7 @@ pub mod messages;
 pub mod name;
 pub mod nas;
 pub mod node;
+pub mod original;
 pub mod schedule;
 pub mod size;
 

@@ -43,6 +43,14 @@ pub struct Endpoint {
     pub server: HostName,
 }
 
+impl Endpoint {
+    /// As a URI, for people and programs to know it by.
+    pub fn uri(&self) -> String {
+        let Endpoint { host, port, export, .. } = self;
+        if host.contains(':') { format!("nbds://[{host}]:{port}/{export}") } else { format!("nbds://{host}:{port}/{export}") }
+    }
+}
+
 /// The phase the NAS wants a mapping to be in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -9,6 +9,7 @@
 //! `IMG_STORAGE_SIM_SEED` another seed, `IMG_STORAGE_SIM_RANDOM` the number of random runs per scenario; with
 //! `IMG_STORAGE_SIM_SINGLES=0` there are only those.
 
+mod attributes;
 mod campaign;
 mod guest;
 mod plan;

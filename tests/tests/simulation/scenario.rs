@@ -6,7 +6,8 @@ use super::{
 };
 use img_storage_model::{
     HostName, Size, VolumeId, VolumeName,
-    api::{Answer, Phase, Request, VolumeView},
+    api::{Answer, AttributesOf, Phase, Request, VolumeView},
+    attribute::Changes,
     messages::{DeviceKind, Endpoint},
 };
 use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
@@ -26,6 +27,7 @@ pub const SCENARIOS: &[(&str, Play)] = &[
     ("waver", |a| Box::pin(waver(a))),
     ("force", |a| Box::pin(force(a))),
     ("read", |a| Box::pin(read(a))),
+    ("pace", |a| Box::pin(pace(a))),
     ("import", |a| Box::pin(remote(a))),
 ];
 
@@ -235,6 +237,36 @@ impl Act {
         final_copy.map_err(|why| format!("unmap was answered, but on the NAS {why}"))
     }
 
+    async fn set(&self, changes: &[(&str, Option<&str>)]) -> Result<(), String> {
+        let changes: Changes = changes.iter().map(|(key, value)| ((*key).to_owned(), value.map(str::to_owned))).collect();
+        for _ in 0..100 {
+            let of = AttributesOf::Volume(self.volume);
+            match self.site.ask(Request::SetAttributes { of, changes: changes.clone(), notes: false }).await {
+                Ok(Answer::Attributes { .. }) => return Ok(()),
+                Ok(other) => return Err(format!("set was answered {other:?}")),
+                Err(fault) => self.site.world.note(format!("refused: {fault}")),
+            }
+            sleep(Duration::from_secs(2)).await;
+        }
+        Err(format!("{changes:?} is always refused"))
+    }
+
+    /// The guest rests; once the NAS says that it lacks nothing from before some moment, it has everything of then.
+    async fn rests_and_is_home(&self) -> Result<(), String> {
+        if let Some(guest) = &self.guest {
+            guest.idle(true);
+        }
+        sleep(Duration::from_millis(500)).await;
+        let (moment, blocks) = (self.site.now(), usize::try_from(self.bytes / Size::GRAIN).unwrap_or(0));
+        let newest = self.site.world.newest(self.volume, blocks);
+        self.site.until(self.volume, "home", |v| v.home.is_some_and(|at| at >= moment)).await?;
+        let holds = self.site.world.check_holds(self.volume, &newest);
+        if let Some(guest) = &self.guest {
+            guest.idle(false);
+        }
+        holds.map_err(|why| format!("the NAS says that it lacks nothing, but {why}"))
+    }
+
     async fn bring_back(&self) -> Result<(), String> {
         self.excite();
         let request = Request::BringBack { volume: self.volume };
@@ -279,6 +311,23 @@ impl Act {
         }
         Err("it cannot be deleted".to_owned())
     }
+}
+
+/// Its attributes change while it is copied and while it is local; a guest that rests leaves nothing to be brought home.
+async fn pace(act: &mut Act) -> Result<(), String> {
+    act.set(&[("frequency", Some("10s")), ("download-speed", Some("128K")), ("upload-speed", Some("128K"))]).await?;
+    act.map(0, true).await?;
+    act.guest_works(2000).await;
+    act.set(&[("downloadspeed", Some("unlimited"))]).await?;
+    act.is(Phase::Local).await?;
+    act.guest_works(500).await;
+    act.set(&[("nextsync", Some("now"))]).await?;
+    act.guest_works(1500).await;
+    act.set(&[("uploadspeed", None)]).await?;
+    act.rests_and_is_home().await?;
+    act.guest_works(300).await;
+    act.set(&[("frequency", None), ("nextsync", Some("+1h"))]).await?;
+    act.unmap(false).await
 }
 
 /// Mapped without a local copy, twice, on different nodes.

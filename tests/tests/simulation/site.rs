@@ -257,6 +257,11 @@ impl Site {
         self.restart(name).await;
     }
 
+    /// The time.
+    pub fn now(&self) -> Timestamp {
+        self.clock.now()
+    }
+
     /// How many messages were sent.
     pub fn messages(&self) -> usize {
         usize::try_from(self.mail.sent.load(Ordering::Relaxed)).unwrap_or(usize::MAX)

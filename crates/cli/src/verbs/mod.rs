@@ -66,6 +66,7 @@ pub fn run(cli: Cli) -> Done {
                     Verb::Set(verb) => verb.run(context).await,
                     Verb::Get(verb) => verb.run(context).await,
                     Verb::Unset(verb) => verb.run(context).await,
+                    Verb::Rocks(verb) => verb.run(context).await,
                     Verb::Devices(verb) => verb.run(context).await,
                     Verb::Hosts(verb) => verb.run(context).await,
                     Verb::Up(_) | Verb::Frontend(_) | Verb::Nas(_) | Verb::Vm(_) | Verb::Completion(_) | Verb::Openapi(_) => {

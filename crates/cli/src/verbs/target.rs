@@ -99,7 +99,7 @@ pub async fn change(mut context: Context, name: Name, changes: Changes, dry_run:
     let target = Target::find(&context.client, name).await?;
     let id: RequestId = Client::id();
     let names: Vec<String> = changes.keys().cloned().collect();
-    let order = wire::Set { id: Some(id), timeout: None, dry_run, expect: target.expect(), changes };
+    let order = wire::Set { id: Some(id), timeout: None, dry_run, expect: target.expect(), changes, notes: false };
     let outcome = context.client.post(&target.path(), &order).await?;
     if outcome.dry_run {
         return context.would(&outcome);

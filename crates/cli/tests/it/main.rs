@@ -3,6 +3,7 @@
 mod api;
 mod attributes;
 mod output;
+mod rocks;
 mod support;
 mod usage;
 mod verbs;

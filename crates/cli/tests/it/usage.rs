@@ -3,7 +3,7 @@
 use crate::support::{World, command, expect, run};
 use std::{ffi::OsStr, os::unix::ffi::OsStrExt, path::Path};
 
-const VERBS: [&str; 22] = [
+const VERBS: [&str; 23] = [
     "up",
     "frontend",
     "nas",
@@ -24,6 +24,7 @@ const VERBS: [&str; 22] = [
     "unset",
     "devices",
     "hosts",
+    "rocks",
     "completion",
     "openapi",
 ];

@@ -11,6 +11,7 @@ use img_storage_model::{
     Fault, HostName, PoolName, RequestId, Selector,
     api::{Answer, HostView, Request, VolumeView},
     messages::{Body, Envelope, Hello, Role, VERSION},
+    original::{Refusal, Reply},
 };
 use jiff::Timestamp;
 use std::{
@@ -94,7 +95,12 @@ impl Desk {
                 Delivery::Message(message) => {
                     tracing::warn!(from = %message.from, "a message of version {} was dropped", message.v)
                 }
-                Delivery::Foreign(message) => tracing::warn!(user = message.user, "a message that is none of ours was dropped"),
+                Delivery::Foreign(message) => {
+                    // Nobody asks a front end anything in the original's words; who does waits for an answer all the same.
+                    if let Some(reply_to) = &message.reply_to {
+                        self.post.answer(reply_to, Reply::Refused(Refusal::unsupported()).encode());
+                    }
+                }
                 Delivery::Unsent { message, why } => self.unsent(&message, &why),
                 Delivery::Connected => self.connected(),
                 Delivery::Unroutable(message) => {

@@ -4,6 +4,7 @@
 //! the bus and hands on: requests to [`requests`], reports to the volume's actor. What everybody may look at is the shown state
 //! beside each mailbox.
 
+mod original;
 mod peers;
 mod requests;
 mod settings;
@@ -23,7 +24,7 @@ use img_storage_model::{
     Fault, HostName, RequestId, VolumeId,
     api::VolumeView,
     attribute::{AttributeFrom, Attributes, Defaults, NasAttributes},
-    messages::{Body, Envelope, Hello, Holder, Report, Role, VERSION},
+    messages::{Body, Envelope, Hello, Holder, NodePhase, Report, Role, VERSION},
     nas::{Authority, Stage, VolumeRecord},
 };
 use jiff::Timestamp;
@@ -91,6 +92,8 @@ pub(crate) struct Shown {
     pub failed: Option<Fault>,
     /// Why the volume could not be served to a reader.
     pub unread: Option<Fault>,
+    /// Where the node says it is.
+    pub at_node: Option<NodePhase>,
 }
 
 /// A node's word on who uses a device.
@@ -122,6 +125,7 @@ pub struct Nas {
     entries: Mutex<BTreeMap<VolumeId, Entry>>,
     queries: Mutex<BTreeMap<RequestId, (HostName, oneshot::Sender<Told>)>>,
     answering: Mutex<BTreeSet<RequestId>>,
+    original: original::Original,
 }
 
 impl Nas {
@@ -165,6 +169,7 @@ impl Nas {
             entries: Mutex::default(),
             queries: Mutex::default(),
             answering: Mutex::default(),
+            original: original::Original::default(),
         });
         // Those that begin now find them in their places.
         for record in &records {
@@ -182,6 +187,7 @@ impl Nas {
                 nas.wake(id);
             }
         }
+        nas.resume()?;
         tasks.spawn(Arc::clone(&nas).receive(member.inbox));
         tasks.spawn(Arc::clone(&nas).greet());
         Ok(Running::new(tasks))
@@ -222,9 +228,9 @@ impl Nas {
                     tracing::warn!(from = %message.from, "a message of version {} was dropped", message.v)
                 }
                 Delivery::Unroutable(message) => self.returned(&message),
+                Delivery::Foreign(message) => self.foreign(message),
                 Delivery::Unsent { message, why } => self.unsent(&message, why),
                 Delivery::Connected => self.connected(),
-                Delivery::Foreign(message) => tracing::warn!(user = message.user, "a message that is none of ours was dropped"),
             }
         }
     }
@@ -247,6 +253,7 @@ impl Nas {
 
     /// The bus is there (again): nodes say what they hold, and are told what they are to hold.
     fn connected(self: &Arc<Self>) {
+        self.give_again();
         for host in &self.config.cluster.frontends {
             self.hello(host, false);
         }
@@ -270,6 +277,9 @@ impl Nas {
             }
             Body::Hello(hello) => {
                 let restarted = self.peers.heard(&from, &hello, self.clock.now());
+                if restarted && hello.role == Role::Node {
+                    self.know(&from);
+                }
                 if hello.reply {
                     self.hello(&from, false);
                 }

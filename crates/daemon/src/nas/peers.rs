@@ -17,6 +17,7 @@ struct Peer {
     started: Timestamp,
     heard: Timestamp,
     away: bool,
+    pool: Option<String>,
 }
 
 /// The hosts on the other side of the bus.
@@ -37,7 +38,13 @@ impl Peers {
     pub fn heard(&self, host: &HostName, hello: &Hello, now: Timestamp) -> bool {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         self.unroutable.lock().unwrap_or_else(PoisonError::into_inner).remove(host);
-        let peer = Peer { role: hello.role, started: hello.started, heard: now, away: false };
+        let peer = Peer {
+            role: hello.role,
+            started: hello.started,
+            heard: now,
+            away: false,
+            pool: hello.pools.first().map(|p| p.name.clone()),
+        };
         let before = known.insert(host.clone(), peer);
         self.changed.send_modify(|n| *n += 1);
         before.is_none_or(|b| b.started != hello.started || b.away)
@@ -74,6 +81,16 @@ impl Peers {
     /// When a host's process began, as it last said.
     pub fn session(&self, host: &HostName) -> Option<Timestamp> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner).get(host).map(|p| p.started)
+    }
+
+    /// What a host said that it is.
+    pub fn role(&self, host: &HostName) -> Option<Role> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner).get(host).map(|p| p.role)
+    }
+
+    /// The first pool of a host.
+    pub fn pool(&self, host: &HostName) -> Option<String> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner).get(host).and_then(|p| p.pool.clone())
     }
 
     /// Whether a host was heard of and is away now.

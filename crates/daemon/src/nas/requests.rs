@@ -43,7 +43,7 @@ impl Nas {
         self.answering().remove(&id);
     }
 
-    async fn answer(self: &Arc<Self>, from: &HostName, id: RequestId, request: Request) -> Result<Answer, Fault> {
+    pub(super) async fn answer(self: &Arc<Self>, from: &HostName, id: RequestId, request: Request) -> Result<Answer, Fault> {
         match request {
             Request::Find { selector } => Ok(Answer::Volumes { volumes: self.find(selector.as_ref()) }),
             Request::History { volume } => Ok(Answer::History { events: self.journal.history(volume)? }),
@@ -92,7 +92,7 @@ impl Nas {
         }
     }
 
-    fn find(&self, selector: Option<&Selector>) -> Vec<VolumeView> {
+    pub(super) fn find(&self, selector: Option<&Selector>) -> Vec<VolumeView> {
         let now = self.clock.now();
         let entries = self.entries();
         let shown = entries.values().map(|e| e.shown.borrow());
@@ -227,7 +227,7 @@ impl Nas {
     }
 
     /// Makes sure that a node is there before anything is changed.
-    async fn reach(self: &Arc<Self>, node: &HostName) -> Result<(), Fault> {
+    pub(super) async fn reach(self: &Arc<Self>, node: &HostName) -> Result<(), Fault> {
         let nothing_changed = "nothing was changed; see img-storage hosts";
         let role = match self.peers.present(node, self.clock.now(), FRESH) {
             Some(role) => role,
@@ -262,7 +262,7 @@ impl Nas {
     }
 
     /// Refuses where a guest has the device open, naming it.
-    async fn nobody_uses(self: &Arc<Self>, volume: VolumeId, node: &HostName, view: &VolumeView) -> Result<(), Fault> {
+    pub(super) async fn nobody_uses(self: &Arc<Self>, volume: VolumeId, node: &HostName, view: &VolumeView) -> Result<(), Fault> {
         let name = format!("volume {}/{}", view.pool, view.name);
         let query = RequestId(self.ids.fresh(self.clock.now()));
         let (reply, told) = oneshot::channel();

@@ -5,7 +5,7 @@ use img_storage_model::{
     HostName,
     api::{Phase, Trouble, VolumeView, WriteBack},
     attribute::AttributeFrom,
-    messages::{NodePhase, Report, Want},
+    messages::{Endpoint, NodePhase, Report, Want},
     nas::{Authority, Stage, VolumeRecord},
     schedule,
 };
@@ -41,6 +41,7 @@ pub(super) fn show(record: &VolumeRecord, nas: &HostName, seen: &Seen<'_>) -> Sh
     let report = seen.report.filter(|r| mapping.is_some_and(|m| m.epoch == r.epoch));
     let moving = report.and_then(|r| r.progress);
     let notice = seen.in_line.clone().or_else(|| report.and_then(|r| r.notice.clone())).or_else(|| seen.waiting.clone());
+    let behind_since = mapping.and_then(|m| schedule::behind_since(m, seen.clean_at));
     let view = VolumeView {
         id: record.id,
         nas: nas.clone(),
@@ -52,12 +53,15 @@ pub(super) fn show(record: &VolumeRecord, nas: &HostName, seen: &Seen<'_>) -> Sh
         node: mapping.map(|m| m.node.clone()),
         epoch: record.epoch,
         device: report.and_then(|r| r.device.clone()),
+        export: export(record),
         sync: mapping.is_some_and(|m| m.want == Want::Local),
         lag: None,
+        home: behind_since,
         frequency: seen.frequency.filter(|_| mapping.is_some_and(|m| m.want == Want::Local)),
         next_sync: seen.due.map(|(at, _)| at),
         dirty: report.and_then(|r| r.dirty),
         progress: moving.or(seen.progress),
+        transfer_since: transfer_since(record, phase(record, report)),
         rate: seen.rate.filter(|_| moving.is_some() || seen.progress.is_some()),
         last_write_back: seen.last_write_back.clone().filter(|_| mapping.is_some()),
         write_backs: if mapping.is_some() { seen.write_backs } else { 0 },
@@ -69,7 +73,7 @@ pub(super) fn show(record: &VolumeRecord, nas: &HostName, seen: &Seen<'_>) -> Sh
     let home_at = mapping.and_then(|m| m.accepted.as_ref()).map(|a| a.at);
     Shown {
         view,
-        behind_since: mapping.and_then(|m| schedule::behind_since(m, seen.clean_at)),
+        behind_since,
         clean: seen.clean,
         attributes: record.attributes,
         due: seen.due,
@@ -78,6 +82,28 @@ pub(super) fn show(record: &VolumeRecord, nas: &HostName, seen: &Seen<'_>) -> Sh
         home_at,
         failed: None,
         unread: None,
+        at_node: report.map(|r| r.phase),
+    }
+}
+
+/// Where the node is told to find the volume.
+fn export(record: &VolumeRecord) -> Option<String> {
+    let assign = record.assign.as_ref().filter(|a| record.mapping.as_ref().is_some_and(|m| m.epoch == a.epoch))?;
+    assign.export.as_ref().map(Endpoint::uri)
+}
+
+/// Since when something moves between here and the node.
+fn transfer_since(record: &VolumeRecord, phase: Phase) -> Option<Timestamp> {
+    let mapping = record.mapping.as_ref()?;
+    let write_back = mapping.push.as_ref().map(|p| p.ordered);
+    match phase {
+        Phase::Copying | Phase::Switching => Some(mapping.since),
+        Phase::Local => write_back,
+        Phase::Returning if mapping.authority != Authority::Nas => {
+            let last = mapping.accepted.as_ref().map(|a| a.at).or(mapping.pivoted_at);
+            Some(write_back.or(last).unwrap_or(mapping.since))
+        }
+        _ => None,
     }
 }
 

@@ -3,6 +3,7 @@
 //! One actor a volume ([`volume`]) is the only one to touch it on this host. Assignments come from the volume's NAS, whole; the newest
 //! is durable before anything is done about it.
 
+mod original;
 mod volume;
 
 use crate::{
@@ -50,6 +51,7 @@ pub struct Node {
     started: Timestamp,
     frontend_away: AtomicBool,
     actors: Mutex<BTreeMap<VolumeId, mpsc::UnboundedSender<Mail>>>,
+    seen: Mutex<BTreeMap<VolumeId, original::Seen>>,
 }
 
 /// What a volume's actor gets.
@@ -87,6 +89,7 @@ impl Node {
             started,
             frontend_away: AtomicBool::new(false),
             actors: Mutex::default(),
+            seen: Mutex::default(),
         });
         let nases: BTreeSet<HostName> = records.iter().filter(|r| !r.has_ended()).map(|r| r.assign.nas.clone()).collect();
         for record in records {
@@ -117,9 +120,9 @@ impl Node {
                         self.frontend_away.store(true, Ordering::Relaxed);
                     }
                 }
+                Delivery::Foreign(message) => self.foreign(&message),
                 Delivery::Unsent { .. } => {}
                 Delivery::Connected => self.connected(),
-                Delivery::Foreign(message) => tracing::warn!(user = message.user, "a message that is none of ours was dropped"),
             }
         }
     }

@@ -318,6 +318,7 @@ impl Actor {
             (Fact::Unknown(_), Some((last, _))) => Report { stuck, ..last.clone() },
             (Fact::Known(_), _) => Report { asked: self.looked, ..node::report(&self.record, facts, &device, stuck) },
         };
+        self.node.saw(&self.record, &report);
         let due = match &self.last {
             None => true,
             Some((last, at)) => {

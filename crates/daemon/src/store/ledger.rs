@@ -37,24 +37,29 @@ struct Job {
 pub(super) struct Ledger {
     reading: Mutex<Connection>,
     writing: Arc<Mutex<Connection>>,
-    jobs: Option<mpsc::Sender<Job>>,
+    writer: Option<Writer>,
+}
+
+struct Writer {
+    jobs: mpsc::Sender<Job>,
+    thread: thread::JoinHandle<()>,
 }
 
 impl Ledger {
     pub(super) fn open(path: &Path, schema: &str, commits: Commits) -> Result<Self, Fault> {
         let writing = Arc::new(Mutex::new(open(path, "FULL", schema)?));
         let reading = Mutex::new(Connection::open(path).and_then(for_reading).map_err(|e| broken("be read", e))?);
-        let jobs = match commits {
+        let writer = match commits {
             Commits::Single => None,
             Commits::Grouped => {
                 let (sender, jobs) = mpsc::channel();
                 let db = Arc::clone(&writing);
                 let spawned = thread::Builder::new().name("ledger".to_owned()).spawn(move || write(&db, &jobs));
-                spawned.map_err(|e| Fault::failed(format!("a thread for the ledger could not be started: {e}")))?;
-                Some(sender)
+                let thread = spawned.map_err(|e| Fault::failed(format!("a thread for the ledger could not be started: {e}")))?;
+                Some(Writer { jobs: sender, thread })
             }
         };
-        Ok(Ledger { reading, writing, jobs })
+        Ok(Ledger { reading, writing, writer })
     }
 
     /// The connection to read from; what is being made durable is not seen yet.
@@ -67,10 +72,10 @@ impl Ledger {
         &self,
         change: impl FnOnce(&Connection) -> rusqlite::Result<()> + Send + 'static,
     ) -> Result<(), Fault> {
-        let Some(jobs) = &self.jobs else { return self.change_now(change) };
+        let Some(writer) = &self.writer else { return self.change_now(change) };
         let (done, outcome) = oneshot::channel();
         let gone = || broken("be written", "its thread has ended");
-        jobs.send(Job { change: Box::new(change), done }).map_err(|_| gone())?;
+        writer.jobs.send(Job { change: Box::new(change), done }).map_err(|_| gone())?;
         outcome.await.unwrap_or_else(|_| Err(gone()))
     }
 
@@ -83,6 +88,16 @@ impl Ledger {
             tx.commit()
         };
         all().map_err(|e| broken("be written", e))
+    }
+}
+
+impl Drop for Ledger {
+    /// Whoever ends in peace leaves a file that has everything in it: the last connection to close brings the log home.
+    fn drop(&mut self) {
+        if let Some(Writer { jobs, thread }) = self.writer.take() {
+            drop(jobs);
+            let _ = thread.join();
+        }
     }
 }
 

@@ -3,11 +3,13 @@
 //! One file a role (`ledger.db`, WAL, `synchronous=FULL`, one writer), and beside it `journal.db`: steps and events for
 //! people, written without waiting for the disk because nothing is decided by them.
 
+mod foreign;
 mod journal;
 mod ledger;
 mod nas;
 mod node;
 
+pub use foreign::{Begun, ForeignRequest};
 pub use journal::Journal;
 pub use ledger::Commits;
 pub use nas::NasStore;

@@ -1,6 +1,6 @@
 //! A NAS's ledger: its volumes and the answers it has given.
 
-use super::{Commits, broken, garbled, ledger::Ledger};
+use super::{Commits, broken, foreign, garbled, ledger::Ledger};
 use img_storage_model::{Fault, RequestId, VolumeId, api::Answer, attribute::NasAttributes, nas::VolumeRecord};
 use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension as _, params};
@@ -18,7 +18,7 @@ create index if not exists answer_at on answer (at);
 const KEEP_ANSWERS: i64 = 24 * 3600;
 
 /// The ledger of a NAS.
-pub struct NasStore(Ledger);
+pub struct NasStore(pub(super) Ledger);
 
 /// An answer as it was given.
 pub type Given = Result<Box<Answer>, Fault>;
@@ -29,7 +29,7 @@ impl NasStore {
     /// # Errors
     /// When the file is damaged or cannot be written; it is left as it is.
     pub fn open(path: &Path, commits: Commits) -> Result<Self, Fault> {
-        Ledger::open(path, SCHEMA, commits).map(NasStore)
+        Ledger::open(path, &format!("{SCHEMA}{}", foreign::SCHEMA), commits).map(NasStore)
     }
 
     /// Every volume.
@@ -45,6 +45,17 @@ impl NasStore {
             serde_json::from_str(&text).map_err(|e| garbled(&db, e))
         })
         .collect()
+    }
+
+    /// One volume.
+    ///
+    /// # Errors
+    /// When the ledger cannot be read.
+    pub fn volume(&self, id: VolumeId) -> Result<Option<VolumeRecord>, Fault> {
+        let db = self.0.read();
+        let row = db.query_row("select record from volume where id = ?1", [id.to_string()], |row| row.get::<_, String>(0));
+        let text = row.optional().map_err(|e| broken("be read", e))?;
+        text.map(|t| serde_json::from_str(&t).map_err(|e| garbled(&db, e))).transpose()
     }
 
     /// Makes a volume's row durable, whether it is new or not.

@@ -6,4 +6,5 @@ mod accident;
 mod bed;
 mod image;
 mod life;
+mod speed;
 mod writer;

@@ -276,7 +276,7 @@ pub async fn set_nas_attributes(State(api): State<Api>, Named(nas): Named<HostNa
     let (id, deadline) = (common.id.unwrap_or_else(|| api.office.id()), common.deadline()?);
     let (office, what) = (api.office.clone(), format!("set {nas} {}", description(&order)));
     let work = async move {
-        let request = Request::SetAttributes { of: AttributesOf::Nas, changes: order.changes, notes: false };
+        let request = Request::SetAttributes { of: AttributesOf::Nas, changes: order.changes, notes: order.notes };
         match office.ask(&nas, id, request, deadline).await? {
             Answer::Attributes { attributes } => Ok(Outcome { attributes, ..Outcome::default() }),
             other => Err(strange(&nas, &other)),

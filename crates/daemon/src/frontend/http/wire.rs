@@ -153,6 +153,9 @@ order!(
         /// what is inherited counts again.
         #[schema(value_type = BTreeMap<String, Option<String>>, example = json!({ "frequency": "5m", "upload-speed": "10M" }))]
         changes: Changes,
+        /// Of a NAS: an unknown name is one of a note, which is kept without effect; otherwise it is an error.
+        #[serde(default)]
+        notes: bool,
     }
 );
 
