@@ -125,7 +125,7 @@ impl Site {
         loop {
             let Err(why) = self.ask(words).answer().await else { return Ok(()) };
             // It was done, and the answer was lost.
-            let over = ["not mapped", "exists already", "there is no volume"].iter().any(|said| why.to_string().contains(said));
+            let over = ["not mapped", " already", "there is no volume"].iter().any(|said| why.to_string().contains(said));
             if over {
                 return Ok(());
             }
