@@ -5,4 +5,7 @@
 
 mod bed;
 mod bus;
+mod phases;
+mod roles;
+mod site;
 mod trouble;
