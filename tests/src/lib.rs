@@ -2,8 +2,10 @@
 //! the program's processes under control.
 //!
 //! [`stamp`] says what a block looks like, [`history`] what it may contain at any moment, [`writer`] puts load on a guest's
-//! device and checks what it reads; [`service`] starts and kills the program's roles, [`processes`] finds what they started.
+//! device and checks what it reads; [`service`] starts and kills the program's roles, [`processes`] finds what they started;
+//! [`broker`] is a RabbitMQ for them.
 
+pub mod broker;
 pub mod history;
 pub mod nas_copy;
 pub mod processes;

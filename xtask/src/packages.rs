@@ -14,11 +14,13 @@ pub struct Need {
     package: &'static str,
     /// The package that has it in another release of Debian.
     elsewhere: Option<&'static str>,
+    /// The system services that come with it, and that nobody asked for.
+    services: &'static [&'static str],
     why: &'static str,
 }
 
 const fn need(program: &'static str, package: &'static str, why: &'static str) -> Need {
-    Need { program, package, elsewhere: None, why }
+    Need { program, package, elsewhere: None, services: &[], why }
 }
 
 /// The product's own needs.
@@ -28,6 +30,7 @@ pub const PRODUCT: [Need; 2] = [
         program: "qemu-storage-daemon",
         package: "qemu-utils",
         elsewhere: Some("qemu-system-common"),
+        services: &[],
         why: "carries the disks",
     },
     need("qemu-img", "qemu-utils", "reads and writes image files"),
@@ -37,6 +40,23 @@ pub const EXT4: [Need; 3] = [
     need("mkfs.ext4", "e2fsprogs", "makes the demo's disk image"),
     need("debugfs", "e2fsprogs", "tells where a file lies in it"),
     need("e2fsck", "e2fsprogs", "checks it"),
+];
+/// The broker that tests start for themselves.
+pub const BROKER: [Need; 2] = [
+    Need {
+        program: "rabbitmq-server",
+        package: "rabbitmq-server",
+        elsewhere: None,
+        services: &["rabbitmq-server.service"],
+        why: "the bus between hosts",
+    },
+    Need {
+        program: "epmd",
+        package: "erlang-base",
+        elsewhere: None,
+        services: &["epmd.service", "epmd.socket"],
+        why: "finds its ports",
+    },
 ];
 /// What the bench compares with and measures by.
 pub const BENCH: [Need; 2] =
@@ -75,17 +95,11 @@ pub fn ensure(needs: &[Need]) -> anyhow::Result<()> {
     }
     println!("installing {}{}", packages.join(", "), if sudo { " by sudo" } else { "" });
     let apt = |words: &[&str]| -> anyhow::Result<bool> {
-        let mut command = if sudo { Command::new("sudo") } else { Command::new("env") };
-        if sudo && std::env::var_os("CI").is_some() {
-            command.arg("-n");
-        }
-        if sudo {
-            command.arg("env");
-        }
-        command.args(["DEBIAN_FRONTEND=noninteractive", "apt-get", "-qq", "-y", "--no-install-recommends"]).args(words);
-        command.stdin(if sudo { Stdio::inherit() } else { Stdio::null() });
-        Ok(command.status().with_context(|| format!("starting {}", command::line(&command)))?.success())
+        let apt = ["env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "-qq", "-y", "--no-install-recommends"];
+        as_root(&[&apt, words].concat())
     };
+    let services: Vec<&str> = missing.iter().flat_map(|need| need.services).copied().collect();
+    let _quiet = if services.is_empty() { None } else { Some(NoServices::begin()?) };
     let mut words = vec!["install"];
     words.extend(&packages);
     // Lists that are old or absent are brought up to date only when they are needed.
@@ -100,5 +114,53 @@ pub fn ensure(needs: &[Need]) -> anyhow::Result<()> {
         }
         ensure!(find(need.program).is_some(), "{} was installed but has no {}", need.package, need.program);
     }
+    if find("systemctl").is_some() {
+        for service in services {
+            println!("{service} was not started, and will not be: the tests start their own");
+            as_root(&["systemctl", "disable", "--quiet", service])?;
+        }
+    }
     Ok(())
+}
+
+/// Runs a command as root; whether it succeeded.
+fn as_root(words: &[&str]) -> anyhow::Result<bool> {
+    let (first, rest) = words.split_first().context("a command")?;
+    let sudo = !rustix::process::geteuid().is_root();
+    let mut command = Command::new(if sudo { "sudo" } else { first });
+    if sudo {
+        command.args(std::env::var_os("CI").map(|_| "-n")).arg(first);
+    }
+    command.args(rest).stdin(if sudo { Stdio::inherit() } else { Stdio::null() });
+    Ok(command.status().with_context(|| format!("starting {}", command::line(&command)))?.success())
+}
+
+/// What Debian's packages ask whether they may start their services.
+const POLICY: &str = "/usr/sbin/policy-rc.d";
+
+/// While it lives, packages that are installed start no service. A policy that the administrator made stays.
+struct NoServices {
+    ours: bool,
+}
+
+impl NoServices {
+    fn begin() -> anyhow::Result<Self> {
+        let ours = !Path::new(POLICY).exists();
+        if ours {
+            let script = format!("printf '#!/bin/sh\\nexit 101\\n' > {POLICY} && chmod 755 {POLICY}");
+            ensure!(
+                as_root(&["sh", "-c", &script])?,
+                "{POLICY} cannot be written, which keeps the package from starting its service"
+            );
+        }
+        Ok(NoServices { ours })
+    }
+}
+
+impl Drop for NoServices {
+    fn drop(&mut self) {
+        if self.ours && !as_root(&["rm", "-f", POLICY]).unwrap_or(false) {
+            println!("{POLICY} could not be removed: it keeps packages from starting services; remove it");
+        }
+    }
 }

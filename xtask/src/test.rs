@@ -49,6 +49,7 @@ impl Test {
             packages::ensure(&packages::PRODUCT)?;
             packages::ensure(&packages::EXT4)?;
             packages::ensure(&packages::SANDBOX)?;
+            packages::ensure(&packages::BROKER)?;
             Ok(Watched { success: true, printed: String::new() })
         });
         // It takes minutes on its own and is needed last.

@@ -256,7 +256,9 @@ pub fn report(record: &NodeRecord, facts: &NodeFacts, device: &str, stuck: Optio
         JobState::Paused(why) => Some(format!("the copy to the local disk is held up, the guest is not: {why}")),
         _ => None,
     });
-    let untracked = qsd.and_then(|q| q.bitmaps.first()).filter(|b| record.truth == Truth::Local && !trusted(record, b.since));
+    // One that a write-back has made superfluous may still be there, beside the one that counts.
+    let lost = |q: &&QsdFacts| !q.bitmaps.is_empty() && !q.bitmaps.iter().any(|b| trusted(record, b.since));
+    let untracked = qsd.filter(|_| record.truth == Truth::Local).filter(lost);
     Report {
         volume: record.volume,
         epoch: record.assign.epoch,

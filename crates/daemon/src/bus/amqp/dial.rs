@@ -12,7 +12,7 @@ use lapin::{
 };
 use std::{
     fs,
-    future::Future,
+    future::{Future, poll_fn},
     io,
     net::SocketAddr,
     path::Path,
@@ -38,6 +38,8 @@ use tokio_rustls::{
 
 /// How long getting through may take.
 const WITHIN: Duration = Duration::from_secs(10);
+/// How long we wait for a broker to say what it does not like.
+const LISTEN: Duration = Duration::from_secs(1);
 /// The longest frame: the client keeps room for 64 of them.
 const FRAME: u32 = 16 << 10;
 
@@ -88,21 +90,45 @@ impl Trouble {
                 Trouble::Refused(format!("{doing}: the broker's certificate is not accepted: {why:?}"))
             }
             Some(why) => Trouble::Refused(format!("{doing}: TLS: {why}")),
+            // What the library says to this is for programmers.
+            None if error.kind() == io::ErrorKind::UnexpectedEof => Trouble::Away(format!("{doing}: the connection was closed")),
             None => Trouble::Away(format!("{doing}: {error}")),
         }
     }
 }
 
 /// Gets through to a broker and logs in.
+///
+/// With TLS 1.3 a broker says what is wrong with our certificate after the handshake, when we are writing already; a reset may
+/// overtake it. So where the login breaks off without a reason, we ask once more, and listen before we speak.
 pub(super) async fn dial(settings: &Settings, broker: &Broker, name: &str) -> Result<Connection, Trouble> {
+    match attempt(settings, broker, name, Duration::ZERO).await {
+        Err((trouble, true)) if settings.tls.is_some() => match attempt(settings, broker, name, LISTEN).await {
+            Err((Trouble::Away(_), _)) => Err(trouble),
+            other => other.map_err(|(trouble, _)| trouble),
+        },
+        other => other.map_err(|(trouble, _)| trouble),
+    }
+}
+
+/// One attempt, and whether it ended in the login without a reason.
+async fn attempt(settings: &Settings, broker: &Broker, name: &str, listen: Duration) -> Result<Connection, (Trouble, bool)> {
     let doing = format!("connecting to the broker {broker}");
     let login = match &settings.login {
         Login::External => Sasl::External,
-        Login::Plain { user, password_file } => Sasl::Plain(user.clone(), password(password_file)?),
+        Login::Plain { user, password_file } => Sasl::Plain(user.clone(), password(password_file).map_err(known)?),
     };
-    let late = |_| Trouble::Away(format!("{doing}: no answer within {} s", WITHIN.as_secs()));
-    let stream = timeout(WITHIN, open(settings, broker, &doing)).await.map_err(late)??;
+    let late = |_| known(Trouble::Away(format!("{doing}: no answer within {} s", WITHIN.as_secs())));
+    let mut stream = timeout(WITHIN, open(settings, broker, &doing)).await.map_err(late)?.map_err(known)?;
     let alert = stream.alert.clone();
+    if !listen.is_zero() {
+        let mut first = [0; 1];
+        let heard = poll_fn(|cx| stream.poll_raw_read(cx, &mut ReadBuf::new(&mut first)));
+        if let Ok(ended) = timeout(listen, heard).await {
+            let why = ended.err().map_or_else(|| "it closed the connection".to_owned(), |e| e.to_string());
+            return Err(known(refused(&alert).map_or_else(|| Trouble::Away(format!("{doing}: {why}")), |why| why.of(&doing))));
+        }
+    }
     let uri = AMQPUri {
         scheme: AMQPScheme::AMQP,
         authority: AMQPAuthority {
@@ -126,10 +152,27 @@ pub(super) async fn dial(settings: &Settings, broker: &Broker, name: &str) -> Re
         None => Err(io::Error::from(io::ErrorKind::NotConnected).into()),
     };
     let connected = timeout(WITHIN, Connection::connector(uri, runtime, connect, properties)).await.map_err(late)?;
-    connected.map_err(|error| match alert.lock().unwrap_or_else(PoisonError::into_inner).take() {
-        Some(why) => Trouble::Refused(format!("{doing}: the broker refuses this host's certificate ({why})")),
-        None => Trouble::of(&doing, &error),
+    connected.map_err(|error| match refused(&alert) {
+        Some(why) => known(why.of(&doing)),
+        None => (Trouble::of(&doing, &error), matches!(error.kind(), ErrorKind::IOError(_))),
     })
+}
+
+fn known(trouble: Trouble) -> (Trouble, bool) {
+    (trouble, false)
+}
+
+/// What the broker does not like about our certificate.
+struct Dislike(String);
+
+impl Dislike {
+    fn of(self, doing: &str) -> Trouble {
+        Trouble::Refused(format!("{doing}: the broker refuses this host's certificate ({})", self.0))
+    }
+}
+
+fn refused(alert: &Mutex<Option<String>>) -> Option<Dislike> {
+    alert.lock().unwrap_or_else(PoisonError::into_inner).take().map(Dislike)
 }
 
 pub(super) fn password(file: &Path) -> Result<String, Trouble> {

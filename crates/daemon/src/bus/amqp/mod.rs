@@ -23,8 +23,10 @@ use tokio::{
 /// The first pause before the broker is tried again, and the longest.
 const PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
-/// A connection that lasted so long was a good one.
-const LASTED: Duration = Duration::from_secs(5);
+/// A connection that lasted so long was a good one, and is made again soon when it is lost.
+const LASTED: Duration = Duration::from_secs(2);
+/// Others count as so many failures at most: the broker does work.
+const BRIEF: u32 = 3;
 /// So many messages may wait to be written; what is sent beyond that comes back.
 const WAITING: usize = 1 << 16;
 /// How often the log says again that there is no broker.
@@ -273,9 +275,7 @@ impl Supervisor {
                 let trouble = session.live(&self.name, &self.writer, &mut to_send, &deliver).await;
                 session.end().await;
                 let Some(trouble) = trouble else { return };
-                if begun.elapsed() >= LASTED {
-                    self.failures = 0;
-                }
+                self.failures = if begun.elapsed() >= LASTED { 0 } else { self.failures.min(BRIEF) };
                 tracing::warn!("the broker is gone: {trouble}; guests go on, and it is tried again");
             }
             let lost = Instant::now();

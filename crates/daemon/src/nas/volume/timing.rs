@@ -27,8 +27,10 @@ impl Actor {
 
     /// Whether a write-back is due. Where the node has said that it would be empty, it is asked whether that is still so instead.
     pub(super) fn due(&mut self) -> bool {
+        // What is due at once is due at the time that was asked: the clock is looked at after that.
+        let due = self.next_due();
         let now = self.nas.clock.now();
-        let late = self.next_due().is_some_and(|(at, _)| at <= now);
+        let late = due.is_some_and(|(at, _)| at <= now);
         let wanted = self.record.mapping.as_ref().is_some_and(|m| m.sync_now);
         self.ask = late && !wanted && self.is_clean();
         late && !self.ask

@@ -1,0 +1,271 @@
+//! A RabbitMQ of the tests' own: Debian's package, with its own node name, ports, directories and port mapper, on the loopback
+//! interface alone. A broker that runs on the machine already is not touched.
+
+mod certificates;
+mod proxy;
+
+pub use certificates::{Authority, Until};
+pub use proxy::Proxy;
+
+use crate::processes;
+use anyhow::{Context as _, bail, ensure};
+use rand::RngExt as _;
+use std::{
+    fs::{self, File},
+    net::{Ipv4Addr, TcpListener, TcpStream},
+    os::unix::process::CommandExt as _,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+/// Where Debian has the server's own scripts; those on the search path switch to another user.
+const SCRIPTS: &str = "/usr/lib/rabbitmq/bin";
+/// The virtual host.
+pub const VHOST: &str = "img-storage";
+/// A user that hosts may share, with [`PASSWORD`].
+pub const SHARED_USER: &str = "img-storage";
+/// The password of every user that has one.
+pub const PASSWORD: &str = "for the tests";
+/// The same as the broker keeps it: SHA-256 with a salt.
+const PASSWORD_HASH: &str = "aW1nc21OQmLCkDcCGrC1+4aWixu+tdBxgYSm0QKP3YJp0a4G";
+/// How long it may take to start or to stop.
+const PATIENCE: Duration = Duration::from_secs(90);
+
+struct Ports {
+    tls: u16,
+    plain: u16,
+    distribution: u16,
+    mapper: u16,
+}
+
+/// A broker; it ends when dropped.
+pub struct Broker {
+    dir: tempfile::TempDir,
+    ports: Ports,
+    authority: Authority,
+    mapper: Child,
+    server: Option<Child>,
+}
+
+impl Broker {
+    /// Starts a broker that knows these hosts by their certificates, and the same and [`SHARED_USER`] by [`PASSWORD`].
+    ///
+    /// # Errors
+    /// When it is not installed or does not start; with the end of its log.
+    pub async fn start(hosts: &[&str]) -> anyhow::Result<Self> {
+        let script = Path::new(SCRIPTS).join("rabbitmq-server");
+        ensure!(script.exists(), "RabbitMQ is not installed: apt-get install rabbitmq-server, or cargo xtask test");
+        let dir = tempfile::Builder::new().prefix("broker").tempdir()?;
+        let authority = Authority::new(&dir.path().join("pki"))?;
+        let ports = free_ports()?;
+        let mut mapper = Command::new("epmd");
+        mapper.args(["-address", "127.0.0.1", "-port", &ports.mapper.to_string()]);
+        mapper.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).process_group(0);
+        let mapper = mapper.spawn().context("starting epmd")?;
+        let mut broker = Broker { dir, ports, authority, mapper, server: None };
+        broker.configure(hosts)?;
+        broker.resume().await?;
+        Ok(broker)
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn configure(&self, hosts: &[&str]) -> anyhow::Result<()> {
+        for dir in ["data", "log", "home"] {
+            fs::create_dir(self.path(dir))?;
+        }
+        let certificates = self.authority.issue("localhost", Until::Later)?;
+        let (pem, root) = (certificates.display(), self.dir.path().display());
+        let Ports { tls, plain, .. } = self.ports;
+        fs::write(
+            self.path("rabbitmq.conf"),
+            format!(
+                "listeners.tcp.1 = 127.0.0.1:{plain}\nlisteners.ssl.1 = 127.0.0.1:{tls}\n\
+                 ssl_options.cacertfile = {pem}/ca-cert.pem\nssl_options.certfile = {pem}/server-cert.pem\n\
+                 ssl_options.keyfile = {pem}/server-key.pem\nssl_options.verify = verify_peer\n\
+                 ssl_options.fail_if_no_peer_cert = true\nssl_options.versions.1 = tlsv1.3\nssl_options.versions.2 = tlsv1.2\n\
+                 ssl_cert_login_from = common_name\nauth_mechanisms.1 = EXTERNAL\nauth_mechanisms.2 = PLAIN\n\
+                 load_definitions = {root}/definitions.json\nlog.console = false\nlog.file.level = info\n\
+                 disk_free_limit.absolute = 1MB\n"
+            ),
+        )?;
+        fs::write(self.path("plugins"), "[rabbitmq_auth_mechanism_ssl].\n")?;
+        let user = |name: &str| {
+            serde_json::json!({"name": name, "password_hash": PASSWORD_HASH,
+                "hashing_algorithm": "rabbit_password_hashing_sha256", "tags": []})
+        };
+        // A host may take its own name and no other; everything else it declares is named by the broker.
+        let allowed = |name: &str, own: &str| {
+            serde_json::json!({"user": name, "vhost": VHOST,
+                "configure": format!(r"^(amq\.gen-.*|rocks\.vm-manage|img-storage\.name\.{own})$"),
+                "write": r"^(amq\.gen-.*|rocks\.vm-manage|amq\.default)$",
+                "read": r"^(amq\.gen-.*|rocks\.vm-manage)$"})
+        };
+        let permissions = hosts.iter().map(|h| allowed(h, &h.replace('.', r"\."))).chain([allowed(SHARED_USER, ".*")]);
+        let definitions = serde_json::json!({
+            "users": hosts.iter().copied().chain([SHARED_USER]).map(user).collect::<Vec<_>>(),
+            "vhosts": [{"name": VHOST}],
+            "permissions": permissions.collect::<Vec<_>>(),
+        });
+        Ok(fs::write(self.path("definitions.json"), definitions.to_string())?)
+    }
+
+    /// Who issues the hosts' certificates.
+    pub fn authority(&self) -> &Authority {
+        &self.authority
+    }
+
+    /// Where it listens with TLS.
+    pub fn port(&self) -> u16 {
+        self.ports.tls
+    }
+
+    /// Where it listens without.
+    pub fn plain_port(&self) -> u16 {
+        self.ports.plain
+    }
+
+    fn node(&self) -> String {
+        format!("imgstorage{}@localhost", self.ports.tls)
+    }
+
+    fn log(&self) -> PathBuf {
+        self.path("log").join(format!("{}.log", self.node()))
+    }
+
+    fn command(&self, script: &str) -> Command {
+        let mut command = Command::new(Path::new(SCRIPTS).join(script));
+        let at = |name: &str| self.path(name).into_os_string();
+        command.env_clear().envs(std::env::var_os("PATH").map(|path| ("PATH", path)));
+        for (name, value) in [
+            ("HOME", at("home")),
+            ("RABBITMQ_NODENAME", self.node().into()),
+            ("ERL_EPMD_ADDRESS", "127.0.0.1".into()),
+            ("ERL_EPMD_PORT", self.ports.mapper.to_string().into()),
+            ("RABBITMQ_DIST_PORT", self.ports.distribution.to_string().into()),
+            ("RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS", "-kernel inet_dist_use_interface {127,0,0,1}".into()),
+            ("RABBITMQ_MNESIA_BASE", at("data")),
+            ("RABBITMQ_LOG_BASE", at("log")),
+            ("RABBITMQ_PID_FILE", at("pid")),
+            ("RABBITMQ_CONFIG_FILE", at("rabbitmq.conf")),
+            ("RABBITMQ_ADVANCED_CONFIG_FILE", at("none.config")),
+            ("RABBITMQ_CONF_ENV_FILE", at("none.env")),
+            ("RABBITMQ_ENABLED_PLUGINS_FILE", at("plugins")),
+            ("LANG", "C.UTF-8".into()),
+        ] {
+            command.env(name, value);
+        }
+        command.stdin(Stdio::null());
+        command
+    }
+
+    /// Starts it (again), with what it had on disk.
+    ///
+    /// # Errors
+    /// When it does not start; with the end of its log.
+    pub async fn resume(&mut self) -> anyhow::Result<()> {
+        let begun = Instant::now();
+        let before = fs::metadata(self.log()).map_or(0, |m| m.len());
+        let out = File::options().create(true).append(true).open(self.path("out"))?;
+        let mut command = self.command("rabbitmq-server");
+        command.stdout(out.try_clone()?).stderr(out).process_group(0);
+        self.server = Some(command.spawn().context("starting RabbitMQ")?);
+        loop {
+            let log = fs::read(self.log()).unwrap_or_default();
+            let new = String::from_utf8_lossy(log.get(usize::try_from(before)?..).unwrap_or_default()).into_owned();
+            if new.contains("Server startup complete") {
+                return Ok(());
+            }
+            if let Some(status) = self.server.as_mut().map(Child::try_wait).transpose()?.flatten() {
+                bail!("RabbitMQ ended with {status}:\n{}", self.log_tail());
+            }
+            ensure!(begun.elapsed() < PATIENCE, "RabbitMQ does not start:\n{}", self.log_tail());
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    /// Stops it as its administrator would.
+    ///
+    /// # Errors
+    /// When it does not stop.
+    pub async fn stop(&mut self) -> anyhow::Result<()> {
+        let Some(mut server) = self.server.take() else { return Ok(()) };
+        let begun = Instant::now();
+        if let Some(pid) = self.pid() {
+            processes::terminate(pid);
+        }
+        while server.try_wait()?.is_none() {
+            ensure!(begun.elapsed() < PATIENCE, "RabbitMQ does not stop:\n{}", self.log_tail());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        Ok(())
+    }
+
+    /// Kills it with -9.
+    pub fn kill(&mut self) {
+        let Some(mut server) = self.server.take() else { return };
+        if let Some(pid) = self.pid() {
+            processes::kill_and_wait(pid);
+        }
+        let _ = server.kill();
+        let _ = server.wait();
+    }
+
+    /// The server's process; its script is the parent.
+    fn pid(&self) -> Option<u32> {
+        fs::read_to_string(self.path("pid")).ok()?.trim().parse().ok()
+    }
+
+    /// Runs `rabbitmqctl`; its output.
+    ///
+    /// # Errors
+    /// When it fails; with what it said.
+    pub async fn ctl(&self, words: &[&str]) -> anyhow::Result<String> {
+        let mut command = tokio::process::Command::from(self.command("rabbitmqctl"));
+        command.arg("-q").args(words).kill_on_drop(true);
+        let output = tokio::time::timeout(PATIENCE, command.output()).await.context("rabbitmqctl does not end")??;
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "`rabbitmqctl {}`: {}", words.join(" "), said.trim());
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    /// The end of its log.
+    pub fn log_tail(&self) -> String {
+        let mut all = String::new();
+        for path in [self.path("out"), self.log()] {
+            let text = fs::read(&path).map(|t| String::from_utf8_lossy(&t).into_owned()).unwrap_or_default();
+            let lines: Vec<&str> = text.lines().collect();
+            all.push_str(&format!("--- {}\n{}\n", path.display(), lines[lines.len().saturating_sub(40)..].join("\n")));
+        }
+        all
+    }
+}
+
+impl Drop for Broker {
+    fn drop(&mut self) {
+        self.kill();
+        let _ = self.mapper.kill();
+        let _ = self.mapper.wait();
+    }
+}
+
+/// Ports that nobody has now, nor gets for a connection or an export while the broker is stopped.
+fn free_ports() -> anyhow::Result<Ports> {
+    let mut held = Vec::new();
+    for _ in 0..1000 {
+        held.extend(TcpListener::bind((Ipv4Addr::LOCALHOST, rand::rng().random_range(10_000..20_000))));
+        if let [a, b, c, d] = held.as_slice() {
+            let port = |l: &TcpListener| l.local_addr().map(|a| a.port());
+            return Ok(Ports { tls: port(a)?, plain: port(b)?, distribution: port(c)?, mapper: port(d)? });
+        }
+    }
+    bail!("there are no free ports from 10000 to 20000")
+}
+
+/// Whether somebody listens on a port of this machine.
+pub fn listens(port: u16) -> bool {
+    TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_ok()
+}
