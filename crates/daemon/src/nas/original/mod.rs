@@ -15,7 +15,6 @@ use crate::{
 use img_storage_model::{
     Epoch, Fault, HostName, RequestId, VolumeId, VolumeName,
     api::VolumeView,
-    messages::Role,
     original::{NasRequest, Refusal, Reply, nas_request, say},
 };
 use std::{
@@ -27,8 +26,10 @@ use tokio::time::Instant;
 
 /// An answer given so short a time before the bus broke may not have got through.
 const UNSURE: Duration = Duration::from_secs(60);
-/// So many of those are kept.
-const KEPT: usize = 1000;
+/// The user that the original's hosts share on the broker.
+const SHARED_USER: &str = "img-storage";
+/// So many bytes of those are kept: a long list that got lost is soon asked for again.
+const KEPT: usize = 1 << 20;
 
 /// What a NAS keeps in memory for such requests.
 #[derive(Default)]
@@ -93,7 +94,7 @@ impl Nas {
             return;
         };
         if let Some(host) = self.no_frontend(message.user.as_deref()) {
-            tracing::warn!(%host, "a request in the original's words from somebody who is not a front end was refused");
+            tracing::warn!(host, "a request in the original's words from somebody who is not a front end was refused");
             let why = format!("{} takes orders from front ends only, not from {host}", self.post.name());
             return self.give(None, &reply_to, Reply::Refused(Refusal { action: None, why }).encode());
         }
@@ -123,10 +124,11 @@ impl Nas {
         });
     }
 
-    /// The node or NAS, whose connection a request came over that only a front end may send.
-    fn no_frontend(&self, user: Option<&str>) -> Option<HostName> {
-        let host = HostName::new(user?).ok()?;
-        matches!(self.peers.role(&host), Some(Role::Node | Role::Nas)).then_some(host)
+    /// Whose orders these are not: the original's front end does not sign what it sends, and who does sign must be a front end.
+    fn no_frontend(&self, user: Option<&str>) -> Option<String> {
+        let user = user.filter(|user| *user != SHARED_USER)?;
+        let front = HostName::new(user).is_ok_and(|host| self.config.cluster.is_frontend(&host));
+        (!front).then(|| user.to_owned())
     }
 
     async fn begin(self: Arc<Self>, reply_to: ReplyTo, body: Vec<u8>, request: NasRequest) {
@@ -161,10 +163,11 @@ impl Nas {
             lock(&self.original.sent).push(id);
         }
         let mut given = lock(&self.original.given);
-        while given.len() >= KEPT || given.front().is_some_and(|(at, ..)| at.elapsed() > UNSURE) {
-            given.pop_front();
-        }
         given.push_back((Instant::now(), reply_to.clone(), answer));
+        let mut bytes: usize = given.iter().map(|(_, _, answer)| answer.len()).sum();
+        while given.front().is_some_and(|(at, ..)| bytes > KEPT || at.elapsed() > UNSURE) {
+            bytes -= given.pop_front().map_or(0, |(_, _, answer)| answer.len());
+        }
     }
 
     /// The bus was away and is back: who asked may still wait for an answer that went under with it.
