@@ -79,7 +79,8 @@ async fn say(stranger: &Stranger, user: &str, message: &Envelope) {
 /// The view of a volume without what changes by itself.
 fn steady(view: VolumeView) -> serde_json::Value {
     let mut value = serde_json::to_value(view).unwrap();
-    for field in ["lag", "allocated", "dirty", "notice", "last_write_back", "write_backs", "progress", "rate", "next_write_back"] {
+    for field in ["lag", "allocated", "dirty", "notice", "last_write_back", "write_backs", "progress", "rate", "next_write_back"]
+    {
         value.as_object_mut().unwrap().remove(field);
     }
     value
@@ -116,6 +117,7 @@ async fn forged(site: &mut Site, broker: &Broker) {
         role: Role::Nas,
         version: "9".to_owned(),
         pools: Vec::new(),
+        addresses: Vec::new(),
         planes: Vec::new(),
         started: jiff::Timestamp::now(),
         reply: true,
@@ -150,7 +152,8 @@ async fn forged(site: &mut Site, broker: &Broker) {
 
     // The front end itself, twice with one id: it is done once.
     let frontend = Stranger::connect(broker, "frontend").await;
-    let create = Request::Create { pool: None, name: "twice".parse().unwrap(), size: Size::exact(1 << 20).unwrap(), import: false };
+    let create =
+        Request::Create { pool: None, name: "twice".parse().unwrap(), size: Size::exact(1 << 20).unwrap(), import: false };
     let request = envelope("frontend", NAS, Body::Request { id: id(9), request: Box::new(create) });
     say(&frontend, "frontend", &request).await;
     say(&frontend, "frontend", &request).await;
