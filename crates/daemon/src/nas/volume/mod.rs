@@ -75,8 +75,6 @@ pub(crate) struct Actor {
     write_backs: u64,
     /// When the node last had nothing that is not home.
     clean: Option<Timestamp>,
-    /// The node is to be asked whether that is still so.
-    ask: bool,
     /// It has asked for a turn since it last looked.
     claims: bool,
     /// What it waits for to have its turn.
@@ -114,7 +112,6 @@ impl Actor {
             last_write_back: None,
             write_backs: 0,
             clean: None,
-            ask: false,
             claims: false,
             in_line: None,
             sent: None,
@@ -439,7 +436,7 @@ impl Actor {
         }
         let answered = self.report.as_ref().is_some_and(|r| r.epoch == next.epoch && r.revision == next.revision);
         let silent = self.heard.is_none_or(|at| at.elapsed() >= SILENCE);
-        if (!answered || silent || self.ask) && self.sent.is_none_or(|at| at.elapsed() >= RESEND_EVERY) {
+        if (!answered || silent) && self.sent.is_none_or(|at| at.elapsed() >= RESEND_EVERY) {
             self.send(next);
         }
         Ok(())

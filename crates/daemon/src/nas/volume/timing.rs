@@ -1,6 +1,6 @@
 //! When a volume's transfers are due, and whether it is their turn.
 
-use super::Actor;
+use super::{Actor, RESEND_EVERY};
 use crate::nas::turns::{Urgency, Way};
 use img_storage_model::{
     attribute::AttributeFrom,
@@ -32,8 +32,15 @@ impl Actor {
         let now = self.nas.clock.now();
         let late = due.is_some_and(|(at, _)| at <= now);
         let wanted = self.record.mapping.as_ref().is_some_and(|m| m.sync_now);
-        self.ask = late && !wanted && self.is_clean();
-        late && !self.ask
+        if !late || wanted || !self.is_clean() {
+            return late;
+        }
+        if self.sent.is_none_or(|at| at.elapsed() >= RESEND_EVERY)
+            && let Some(assign) = self.record.assign.clone()
+        {
+            self.send(assign);
+        }
+        false
     }
 
     /// Whether the node has, by its newest word, nothing that is not home.
