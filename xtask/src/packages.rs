@@ -42,7 +42,7 @@ pub const EXT4: [Need; 3] = [
     need("e2fsck", "e2fsprogs", "checks it"),
 ];
 /// The broker that tests start for themselves.
-pub const BROKER: [Need; 2] = [
+pub const BROKER: [Need; 3] = [
     Need {
         program: "rabbitmq-server",
         package: "rabbitmq-server",
@@ -57,6 +57,8 @@ pub const BROKER: [Need; 2] = [
         services: &["epmd.service", "epmd.socket"],
         why: "finds its ports",
     },
+    // A library: the file that it cannot be without stands for it.
+    need("/usr/lib/python3/dist-packages/pika/__init__.py", "python3-pika", "a front end in the original's manner"),
 ];
 /// What the bench compares with and measures by.
 pub const BENCH: [Need; 2] =

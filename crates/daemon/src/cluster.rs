@@ -10,12 +10,14 @@ pub struct Cluster {
     pub frontends: BTreeSet<HostName>,
     /// Those whose volumes there are. `None` on the bus of one machine, where everybody is whoever they say.
     pub nases: Option<BTreeSet<HostName>>,
+    /// Orders that nobody signed are not taken: the original's front end, which signs none, is not served.
+    pub signed_only: bool,
 }
 
 impl Cluster {
     /// A cluster with these front ends and NASes.
     pub fn of(frontends: impl IntoIterator<Item = HostName>, nases: impl IntoIterator<Item = HostName>) -> Self {
-        Cluster { frontends: frontends.into_iter().collect(), nases: Some(nases.into_iter().collect()) }
+        Cluster { frontends: frontends.into_iter().collect(), nases: Some(nases.into_iter().collect()), signed_only: false }
     }
 
     /// Whether a host's orders count.

@@ -5,6 +5,7 @@
 
 mod bed;
 mod bus;
+mod cluster_doc;
 mod phases;
 mod roles;
 mod site;

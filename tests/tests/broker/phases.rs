@@ -20,7 +20,7 @@ impl World {
     /// The broker is gone for a while, and everybody finds it again. The guest does not notice.
     async fn outage(&mut self, with_guest: bool) {
         self.outages += 1;
-        if self.outages % 2 == 0 {
+        if self.outages.is_multiple_of(2) {
             self.broker.kill();
         } else {
             self.broker.stop().await.unwrap();

@@ -118,6 +118,7 @@ async fn forged(site: &mut Site, broker: &Broker) {
         role: Role::Nas,
         version: "9".to_owned(),
         pools: Vec::new(),
+        addresses: Vec::new(),
         planes: Vec::new(),
         started: jiff::Timestamp::now(),
         reply: true,

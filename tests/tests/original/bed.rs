@@ -39,6 +39,8 @@ pub struct Bed {
     dir: tempfile::TempDir,
     daemons: BTreeMap<String, Running>,
     asked: u64,
+    /// Of daemons that are started from now on.
+    pub signed_only: bool,
 }
 
 impl Bed {
@@ -53,7 +55,17 @@ impl Bed {
         let clock = Clock::simulated(Timestamp::from_second(1_795_349_390).unwrap());
         let shm = std::path::Path::new("/dev/shm");
         let dir = if shm.is_dir() { tempfile::tempdir_in(shm) } else { tempfile::tempdir() }.unwrap();
-        let mut bed = Bed { world, faults, sim_nas, exchange: Exchange::new(), clock, dir, daemons: BTreeMap::new(), asked: 0 };
+        let mut bed = Bed {
+            world,
+            faults,
+            sim_nas,
+            exchange: Exchange::new(),
+            clock,
+            dir,
+            daemons: BTreeMap::new(),
+            asked: 0,
+            signed_only: false,
+        };
         for name in [NAS, NODE, OTHER] {
             bed.start(name);
         }
@@ -67,7 +79,7 @@ impl Bed {
         let member = self.exchange.join(&me).unwrap();
         let ledger = self.dir.path().join(format!("{name}.db"));
         let journal = Journal::open(&self.dir.path().join(format!("{name}.journal.db"))).unwrap();
-        let cluster = Cluster::of([host("frontend")], [nas.clone()]);
+        let cluster = Cluster { signed_only: self.signed_only, ..Cluster::of([host("frontend")], [nas.clone()]) };
         let step_deadline = Duration::from_secs(5);
         let running = if me == nas {
             let frequency = Interval::seconds(300).unwrap();

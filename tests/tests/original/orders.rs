@@ -187,3 +187,13 @@ async fn whatever_comes_is_answered() {
     // Nobody waits for an answer without a queue, so nothing is done.
     assert_eq!(bed.ask(NAS, json!({"action": "list_zvols"})).await["body"], json!([]));
 }
+
+#[tokio::test(start_paused = true)]
+async fn where_only_signed_orders_count_it_says_so() {
+    let mut bed = Bed::new().await;
+    bed.kill(NAS).await;
+    bed.signed_only = true;
+    bed.start(NAS);
+    let answer = bed.ask(NAS, map("vm1", NODE, false)).await;
+    assert_eq!(answer, json!({"status": "error", "error": "nas-0-0 takes signed orders only"}));
+}

@@ -29,6 +29,7 @@ pub const SCENARIOS: &[(&str, Play)] = &[
     ("read", |a| Box::pin(read(a))),
     ("pace", |a| Box::pin(pace(a))),
     ("import", |a| Box::pin(remote(a))),
+    ("original", |a| Box::pin(original(a))),
 ];
 
 /// Plays one.
@@ -187,6 +188,51 @@ impl Act {
         Ok(())
     }
 
+    /// Asks in the original's words until it is so; an answer that nobody gets is asked for anew, which may not happen often.
+    async fn as_original(&self, message: &str, goal: impl Fn(&VolumeView) -> bool) -> Result<(), String> {
+        let mut unanswered = 0;
+        for _ in 0..200 {
+            self.excite();
+            match self.site.ask_as_original(message).await {
+                Ok(answer) if answer.contains("\"success\"") => return self.site.until(self.volume, message, goal).await,
+                Ok(_) => {}
+                Err(why) => {
+                    unanswered += 1;
+                    if unanswered > 3 {
+                        return Err(format!("{message}: {why}, again and again"));
+                    }
+                }
+            }
+            if self.view().await.is_some_and(|view| goal(&view)) {
+                return Ok(());
+            }
+            sleep(Duration::from_secs(2)).await;
+        }
+        Err(format!("{message} is always refused"))
+    }
+
+    async fn map_as_original(&mut self, node: usize, sync: bool) -> Result<(), String> {
+        let name = self.node(node);
+        let message = format!(
+            "{{\"action\": \"map_zvol\", \"zpool\": \"tank\", \"zvol\": \"vol1\", \"remotehost\": \"{name}\", \"size\": \"1\", \
+             \"remotepool\": \"local\", \"sync\": {sync}, \"initiator\": \"iqn.1994-05.com.redhat:{name}\"}}"
+        );
+        let there = name.clone();
+        self.as_original(&message, |v| v.node.as_ref() == Some(&there) && v.sync == sync && v.phase != Phase::Returning).await?;
+        let blocks = usize::try_from(self.bytes / Size::GRAIN).unwrap_or(0);
+        self.guest = Some(Guest::start(&self.site.world, &name, self.volume, blocks, self.seed + node as u64));
+        Ok(())
+    }
+
+    /// The answer comes when the guest's device is gone; what is newer than the NAS's copy comes home after it.
+    async fn unmap_as_original(&mut self) -> Result<(), String> {
+        self.guest_off().await;
+        let unmapped = |v: &VolumeView| v.phase == Phase::Unmapped;
+        self.as_original("{\"action\": \"unmap_zvol\", \"zvol\": \"vol1\"}", unmapped).await?;
+        let final_copy = self.site.world.check_final(self.volume, None);
+        final_copy.map_err(|why| format!("it is unmapped, but on the NAS {why}"))
+    }
+
     async fn is(&self, phase: Phase) -> Result<(), String> {
         self.excite();
         self.site.until(self.volume, &format!("{phase}"), |v| v.phase == phase && v.device.is_some()).await?;
@@ -340,6 +386,18 @@ async fn remote(act: &mut Act) -> Result<(), String> {
     act.is(Phase::Remote).await?;
     act.guest_works(300).await;
     act.unmap(false).await
+}
+
+/// As the original's commands do it: onto a local copy, home, and to another node over the network.
+async fn original(act: &mut Act) -> Result<(), String> {
+    act.map_as_original(0, true).await?;
+    act.is(Phase::Local).await?;
+    act.guest_works(300).await;
+    act.unmap_as_original().await?;
+    act.map_as_original(1, false).await?;
+    act.is(Phase::Remote).await?;
+    act.guest_works(200).await;
+    act.unmap_as_original().await
 }
 
 /// Onto a local copy, two write-backs, and home.

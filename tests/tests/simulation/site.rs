@@ -2,7 +2,7 @@
 
 use super::plan::{Mishap, Plan, Trouble};
 use img_storage_daemon::{
-    bus::{Delivery, Exchange, Post},
+    bus::{Delivery, Exchange, Post, ReplyTo},
     clock::{Clock, Ids},
     cluster::Cluster,
     nas::{self, Nas},
@@ -41,6 +41,8 @@ const AWAY: Duration = Duration::from_millis(700);
 const POSTAGE: Duration = Duration::from_millis(1);
 /// How long an operator waits before asking the same again.
 const ASK_AGAIN: Duration = Duration::from_secs(10);
+/// The original's front end has its answer within this.
+const ANSWERED_WITHIN: Duration = Duration::from_secs(120);
 /// Everything that is asked for must be reached within this much virtual time.
 const PATIENCE: Duration = Duration::from_secs(3600);
 
@@ -76,6 +78,7 @@ pub struct Site {
     boots: AtomicU64,
     waiting: Waiting,
     front: Post,
+    foreign: AtomicU64,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
@@ -197,6 +200,7 @@ impl Site {
             boots: AtomicU64::new(0),
             waiting,
             front: member.post,
+            foreign: AtomicU64::new(0),
         });
         site.start(&site.nas)?;
         for node in &site.nodes {
@@ -295,6 +299,21 @@ impl Site {
         Err(Fault::unreachable("no answer in time"))
     }
 
+    /// Asks the NAS as the original's front end does: once, and the first answer counts.
+    ///
+    /// # Errors
+    /// That there was none: the NAS was not there, or was killed with the message in its hands.
+    pub async fn ask_as_original(&self, message: &str) -> Result<String, String> {
+        let number = self.foreign.fetch_add(1, Ordering::Relaxed).to_string();
+        let reply_to = ReplyTo { queue: format!("amq.gen-{number}"), message: number };
+        let mut answers = self.exchange.ask(&self.nas, reply_to, message.as_bytes().to_vec());
+        self.world.note(format!("asked: {message}"));
+        let answer = timeout(ANSWERED_WITHIN, answers.recv()).await.ok().flatten();
+        let answer = answer.map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
+        self.world.note(format!("answered: {answer:?}"));
+        answer.ok_or_else(|| "no answer".to_owned())
+    }
+
     /// The volume as the NAS shows it.
     pub async fn find(&self, volume: VolumeId) -> Option<VolumeView> {
         match self.ask(Request::Find { selector: None }).await {
@@ -364,6 +383,7 @@ async fn open_mail(mut inbox: mpsc::UnboundedReceiver<Delivery>, waiting: Waitin
                     version: "sim".to_owned(),
                     pools: Vec::new(),
                     planes: Vec::new(),
+                    addresses: Vec::new(),
                     started,
                     reply: false,
                 };

@@ -27,6 +27,7 @@ const LONGEST_HEARTBEAT: u64 = 60;
 #[serde(deny_unknown_fields)]
 pub struct Bus {
     /// The brokers, `HOST` or `HOST:PORT`; any one is enough.
+    #[serde(default)]
     pub hosts: Vec<Address>,
     /// The virtual host.
     pub vhost: Option<String>,
@@ -107,6 +108,9 @@ pub struct Hosts {
     pub frontends: Option<Vec<HostName>>,
     /// The NASes, whose volumes there are.
     pub nases: Option<Vec<HostName>>,
+    /// Orders that nobody signed are not taken: the original's front end, which signs none, is not served.
+    #[serde(default)]
+    pub signed_only: bool,
 }
 
 /// `[pki]`
@@ -174,6 +178,11 @@ impl Config {
         Ok(Tls { ca, identity })
     }
 
+    /// Whether other hosts can be on the bus.
+    pub fn is_for_many(&self) -> bool {
+        self.bus.as_ref().is_some_and(|bus| !bus.hosts.iter().all(Address::is_here))
+    }
+
     /// Who has a say, besides a front end and a NAS of these names when nothing else is configured.
     pub fn cluster(&self, frontend: &HostName, nas: &HostName) -> Cluster {
         let list = |given: &Option<Vec<HostName>>, default: &HostName| given.clone().unwrap_or_else(|| vec![default.clone()]);
@@ -181,6 +190,7 @@ impl Config {
         if self.bus.is_none() && self.cluster.nases.is_none() {
             cluster.nases = None;
         }
+        cluster.signed_only = self.cluster.signed_only;
         cluster
     }
 

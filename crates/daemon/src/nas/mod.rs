@@ -204,6 +204,7 @@ impl Nas {
     fn enter(&self, record: VolumeRecord) {
         let (mailbox, mail) = mpsc::unbounded_channel();
         let (shown, _) = watch::channel(view::at_rest(&record, self.post.name()));
+        self.original.entered(&record.name, record.id);
         self.entries().insert(record.id, Entry { shown, mailbox, asleep: Some((Box::new(record), mail)) });
     }
 
@@ -219,7 +220,10 @@ impl Nas {
     }
 
     fn forget(self: &Arc<Self>, id: VolumeId) {
-        self.entries().remove(&id);
+        let gone = self.entries().remove(&id);
+        if let Some(entry) = gone {
+            self.original.left(&entry.shown.borrow().view.name, id);
+        }
         self.leave_the_line(id);
     }
 
@@ -362,6 +366,7 @@ impl Nas {
                 version: env!("CARGO_PKG_VERSION").to_owned(),
                 pools,
                 planes: vec!["qemu".to_owned()],
+                addresses: vec![nas.config.address.clone()],
                 started: nas.started,
                 reply,
             };

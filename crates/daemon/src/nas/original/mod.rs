@@ -15,7 +15,6 @@ use crate::{
 use img_storage_model::{
     Epoch, Fault, HostName, RequestId, VolumeId, VolumeName,
     api::VolumeView,
-    messages::Role,
     original::{NasRequest, Refusal, Reply, nas_request, say},
 };
 use std::{
@@ -27,8 +26,10 @@ use tokio::time::Instant;
 
 /// An answer given so short a time before the bus broke may not have got through.
 const UNSURE: Duration = Duration::from_secs(60);
-/// So many of those are kept.
-const KEPT: usize = 1000;
+/// The user that the original's hosts share on the broker.
+const SHARED_USER: &str = "img-storage";
+/// So many bytes of those are kept: a long list that got lost is soon asked for again.
+const KEPT: usize = 1 << 20;
 
 /// What a NAS keeps in memory for such requests.
 #[derive(Default)]
@@ -41,6 +42,28 @@ pub struct Original {
     given: Mutex<VecDeque<(Instant, ReplyTo, Vec<u8>)>>,
     /// The pools of nodes that volumes were asked to be copied to.
     pools: Mutex<BTreeMap<VolumeId, (Epoch, String)>>,
+    /// Volumes by what the original knows of them.
+    names: Mutex<BTreeMap<VolumeName, BTreeSet<VolumeId>>>,
+}
+
+impl Original {
+    /// There is a volume of this name.
+    pub(super) fn entered(&self, name: &VolumeName, id: VolumeId) {
+        lock(&self.names).entry(name.clone()).or_default().insert(id);
+    }
+
+    /// It is not there any more.
+    pub(super) fn left(&self, name: &VolumeName, id: VolumeId) {
+        let mut names = lock(&self.names);
+        if let Some(volumes) = names.get_mut(name) {
+            volumes.remove(&id);
+            if volumes.is_empty() {
+                names.remove(name);
+            }
+        }
+        drop(names);
+        lock(&self.pools).remove(&id);
+    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -92,9 +115,8 @@ impl Nas {
             tracing::warn!(user = message.user, "a message that is none of ours and wants no answer was dropped");
             return;
         };
-        if let Some(host) = self.no_frontend(message.user.as_deref()) {
-            tracing::warn!(%host, "a request in the original's words from somebody who is not a front end was refused");
-            let why = format!("{} takes orders from front ends only, not from {host}", self.post.name());
+        if let Err(why) = self.may_ask(message.user.as_deref()) {
+            tracing::warn!(user = message.user, "a request in the original's words was refused: {why}");
             return self.give(None, &reply_to, Reply::Refused(Refusal { action: None, why }).encode());
         }
         match nas_request(&message.body) {
@@ -123,10 +145,15 @@ impl Nas {
         });
     }
 
-    /// The node or NAS, whose connection a request came over that only a front end may send.
-    fn no_frontend(&self, user: Option<&str>) -> Option<HostName> {
-        let host = HostName::new(user?).ok()?;
-        matches!(self.peers.role(&host), Some(Role::Node | Role::Nas)).then_some(host)
+    /// The original's front end does not sign what it sends; who does must be a front end.
+    fn may_ask(&self, user: Option<&str>) -> Result<(), String> {
+        let me = self.post.name();
+        match user.filter(|user| *user != SHARED_USER) {
+            None if self.config.cluster.signed_only => Err(format!("{me} takes signed orders only")),
+            None => Ok(()),
+            Some(user) if HostName::new(user).is_ok_and(|host| self.config.cluster.is_frontend(&host)) => Ok(()),
+            Some(user) => Err(format!("{me} takes orders from front ends only, not from {user}")),
+        }
     }
 
     async fn begin(self: Arc<Self>, reply_to: ReplyTo, body: Vec<u8>, request: NasRequest) {
@@ -161,10 +188,11 @@ impl Nas {
             lock(&self.original.sent).push(id);
         }
         let mut given = lock(&self.original.given);
-        while given.len() >= KEPT || given.front().is_some_and(|(at, ..)| at.elapsed() > UNSURE) {
-            given.pop_front();
-        }
         given.push_back((Instant::now(), reply_to.clone(), answer));
+        let mut bytes: usize = given.iter().map(|(_, _, answer)| answer.len()).sum();
+        while given.front().is_some_and(|(at, ..)| bytes > KEPT || at.elapsed() > UNSURE) {
+            bytes -= given.pop_front().map_or(0, |(_, _, answer)| answer.len());
+        }
     }
 
     /// The bus was away and is back: who asked may still wait for an answer that went under with it.
@@ -184,7 +212,9 @@ impl Nas {
 
     /// The volumes of a name, in whatever pools.
     fn named(&self, zvol: &VolumeName) -> Vec<VolumeView> {
-        self.entries().values().map(|e| e.shown.borrow()).filter(|s| s.view.name == *zvol).map(|s| s.view.clone()).collect()
+        let volumes = lock(&self.original.names).get(zvol).cloned().unwrap_or_default();
+        let entries = self.entries();
+        volumes.iter().filter_map(|id| entries.get(id)).map(|e| e.shown.borrow().view.clone()).collect()
     }
 
     /// The only volume of a name; the original knows no pools here.
