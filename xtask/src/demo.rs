@@ -88,8 +88,12 @@ pub fn release() -> anyhow::Result<PathBuf> {
     println!("building img-storage (release)");
     let status = command::cargo(&["build", "--release", "--bin", "img-storage"]).status()?;
     ensure!(status.success(), "it cannot be built; see above");
-    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| command::root().join("target"), PathBuf::from);
-    Ok(target.join("release/img-storage"))
+    Ok(target().join("release/img-storage"))
+}
+
+/// Where cargo puts what it builds.
+pub fn target() -> PathBuf {
+    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| command::root().join("target"), PathBuf::from)
 }
 
 /// Ctrl-C, or being asked to end.

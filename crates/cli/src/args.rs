@@ -67,6 +67,11 @@ fn given(path: Option<&PathBuf>, variable: &str) -> Option<PathBuf> {
     path.cloned().or_else(from_variable).filter(|path| !path.as_os_str().is_empty())
 }
 
+/// The configuration that was given, if any.
+pub fn configuration(path: Option<PathBuf>) -> Option<PathBuf> {
+    given(path.as_ref(), "IMG_STORAGE_CONFIG")
+}
+
 /// The verbs.
 #[derive(Debug, Subcommand)]
 pub enum Verb {
@@ -91,6 +96,9 @@ pub enum Verb {
     Unset(verbs::unset::Unset),
     Devices(verbs::devices::Devices),
     Hosts(verbs::hosts::Hosts),
+    Config(verbs::config::Config),
+    Pki(verbs::pki::Pki),
+    BrokerSetup(verbs::broker_setup::BrokerSetup),
     Rocks(crate::rocks::Rocks),
     Completion(verbs::completion::Completion),
     Openapi(verbs::openapi::Openapi),

@@ -168,7 +168,7 @@ pub fn role(role: Role) -> &'static str {
 pub fn hosts(hosts: &[HostView], wide: bool) -> Table {
     let mut columns = vec![text("HOST"), text("ROLE"), text("STATE"), number("HEARD"), number("VOLUMES"), elastic("POOLS")];
     if wide {
-        columns.extend([text("VERSION"), elastic("PLANES")]);
+        columns.extend([elastic("DATA ADDRESS"), text("VERSION"), elastic("PLANES")]);
     }
     let mut table = Table::new(columns);
     for h in hosts {
@@ -185,7 +185,7 @@ pub fn hosts(hosts: &[HostView], wide: bool) -> Table {
                 .join(", "),
         ];
         if wide {
-            row.extend([h.version.clone(), h.planes.join(",")]);
+            row.extend([h.addresses.join(","), h.version.clone(), h.planes.join(",")]);
         }
         table.row(row, h.away);
     }
@@ -204,6 +204,7 @@ pub fn host_records(hosts: &[HostView]) -> Vec<Record> {
             ("pools", h.pools.iter().map(|p| format!("{}={}/{}", p.name, p.free, p.size)).collect::<Vec<_>>().join(" ")),
             ("version", h.version.clone()),
             ("planes", h.planes.join(" ")),
+            ("addresses", h.addresses.join(" ")),
         ]
     };
     hosts.iter().map(record).collect()

@@ -1,14 +1,24 @@
 //! The configuration file: TOML, every key known, every value checked before anything starts.
 
 mod bus;
+mod check;
+mod files;
+mod import;
 
 pub use bus::{Address, Auth, Bus, Hosts, Issued};
+pub use check::{Line, check};
+pub use files::DIRECTORY;
+use img_storage_host::net::Network;
 use img_storage_model::{
     Fault, HostName, Interval, PoolName,
     attribute::{Speed, SyncWorkers},
 };
+pub use import::{Role as ImportAs, import};
 use serde::Deserialize;
-use std::path::{Path, PathBuf};
+use std::{
+    net::IpAddr,
+    path::{Path, PathBuf},
+};
 
 /// What can be configured; command-line options win over it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -63,16 +73,29 @@ pub struct Nas {
     /// Its name on the bus.
     pub name: Option<HostName>,
     /// The address its exports listen on and nodes connect to.
-    pub address: Option<std::net::IpAddr>,
+    pub data_address: Option<IpAddr>,
+    /// The network in which this host's address is that.
+    pub data_network: Option<Network>,
+    /// An older name of `data_address`.
+    pub address: Option<IpAddr>,
     /// Its pools: name to directory. Without any, one named `tank` under the state directory.
     #[serde(default)]
     pub pools: std::collections::BTreeMap<PoolName, PathBuf>,
+}
+
+impl Nas {
+    /// The address that was given, under whichever name.
+    pub fn data_address(&self) -> Option<IpAddr> {
+        self.data_address.or(self.address)
+    }
 }
 
 /// `[vm]`
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Vm {
+    /// Its name on the bus.
+    pub name: Option<HostName>,
     /// How many nodes `up` runs.
     pub nodes: Option<u16>,
     /// The directory for local copies; without it, one under the state directory.
@@ -80,37 +103,33 @@ pub struct Vm {
 }
 
 impl Config {
-    /// Reads a file; without one, the defaults.
+    /// Reads a file, or a directory with `config.toml` and `conf.d/*.toml`; without either what is in [`DIRECTORY`], if anything.
     ///
     /// # Errors
-    /// [`img_storage_model::FaultKind::Invalid`], with the line, for a file that cannot be read or has an unknown key or a bad value.
+    /// [`img_storage_model::FaultKind::Invalid`], with file and line, for a file that cannot be read or has an unknown key or a bad
+    /// value, and for what does not go together.
     pub fn read(path: Option<&Path>) -> Result<Self, Fault> {
-        let Some(path) = path else { return Ok(Self::default()) };
-        let text = std::fs::read_to_string(path).map_err(|e| {
-            Fault::invalid(format!("the configuration {} cannot be read: {e}", path.display()))
-                .next("nothing was started; --config takes the path of a TOML file")
-        })?;
-        let config: Self = toml::from_str(&text).map_err(|e| {
-            Fault::invalid(format!("the configuration {} is not right: {}", path.display(), e.to_string().trim()))
-                .next("nothing was started; the keys are described in docs/configuration.md")
-        })?;
-        if config.nas.address.is_some_and(|a| a.is_unspecified() || a.is_multicast()) {
-            return Err(Fault::invalid(format!(
-                "the configuration {} is not right: nas.address is not an address that nodes can connect to",
-                path.display()
-            ))
-            .next("nothing was started; name the address of the data network's interface"));
+        Ok(files::read(path)?.config)
+    }
+
+    /// What no single key can say.
+    fn check(&self) -> Result<(), Fault> {
+        let invalid = |why: &str, next: &str| Err(Fault::invalid(why).next(format!("nothing was started; {next}")));
+        let nas = &self.nas;
+        if nas.address.is_some() && nas.data_address.is_some() {
+            return invalid("[nas] address and data_address are the same thing", "give data_address alone");
         }
-        config.broker().map_err(|fault| Fault {
-            message: format!("the configuration {} is not right: {}", path.display(), fault.message),
-            ..fault
-        })?;
-        match config.vm.nodes {
-            None | Some(1..=64) => Ok(config),
-            Some(nodes) => {
-                Err(Fault::invalid(format!("the configuration {} is not right: [vm] nodes = {nodes}", path.display()))
-                    .next("nothing was started; 1 to 64 nodes are possible"))
-            }
+        if nas.data_address().is_some() && nas.data_network.is_some() {
+            return invalid("[nas] data_address and data_network are both given", "give one of them");
+        }
+        if nas.data_address().is_some_and(|a| a.is_unspecified() || a.is_multicast()) {
+            let (why, next) = ("[nas] data_address is not an address that nodes can connect to", "name an address of this host");
+            return invalid(why, next);
+        }
+        self.broker()?;
+        match self.vm.nodes {
+            None | Some(1..=64) => Ok(()),
+            Some(nodes) => invalid(&format!("[vm] nodes = {nodes}"), "1 to 64 nodes are possible"),
         }
     }
 }

@@ -3,6 +3,7 @@
 //! Decisions come from `img-storage-model`, effects go through `img-storage-host`; what is here is the glue: actors that
 //! observe, plan, make durable and do.
 
+pub mod broker_setup;
 pub mod bus;
 pub mod clock;
 pub mod cluster;

@@ -3,6 +3,12 @@
 //! Written once and never over: a directory that is there is used as it is. The names are those QEMU's TLS objects look for in
 //! a credentials directory; a certificate's subject is `O=img-storage,CN=<host>`, which exports check letter by letter.
 
+mod authority;
+mod certificate;
+
+pub use authority::{Kind, Made, init, issue};
+pub use certificate::{Certificate, show};
+
 use img_storage_model::{Fault, HostName};
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
@@ -78,16 +84,31 @@ impl Pki {
     }
 }
 
-/// Whether a directory has what a host is issued: the CA's certificate, and its own to connect with.
+/// A certificate that ends so soon is spoken of, in days.
+const SOON: i64 = 30;
+
+/// Whether a directory has what a host is issued: the CA's certificate, and its own to connect with, and they are good today.
 ///
 /// # Errors
 /// [`img_storage_model::FaultKind::Invalid`], naming what is missing.
 pub fn issued(dir: &Path) -> Result<(), Fault> {
     let missing = ["ca-cert.pem", "client-cert.pem", "client-key.pem"].into_iter().find(|name| !dir.join(name).is_file());
-    missing.map_or(Ok(()), |name| {
-        Err(Fault::invalid(format!("the certificates in {} are not complete: there is no {name}", dir.display()))
-            .next("nothing was started; issue this host its certificates and copy them there ([pki] dir)"))
-    })
+    if let Some(name) = missing {
+        return Err(Fault::invalid(format!("the certificates in {} are not complete: there is no {name}", dir.display()))
+            .next("nothing was started; issue this host its certificates and copy them there ([pki] dir)"));
+    }
+    let now = jiff::Timestamp::now();
+    for certificate in certificate::of_directory(dir)? {
+        let (file, until) = (certificate.file.display(), certificate.until);
+        if certificate.has_ended(now) {
+            return Err(Fault::invalid(format!("the certificate {file} ended on {until}"))
+                .next("nothing was started; issue this host new ones: img-storage pki issue"));
+        }
+        if certificate.days(now) < SOON {
+            tracing::warn!("the certificate {file} ends on {until}: issue this host new ones in time");
+        }
+    }
+    Ok(())
 }
 
 fn bad(path: &Path, why: impl std::fmt::Display) -> Fault {

@@ -15,6 +15,7 @@ use crate::{
     store::{Commits, JOURNAL, Journal, LEDGER, NasStore, NodeStore},
     tasks::Running,
 };
+use img_storage_host::net;
 use img_storage_host::qemu::{
     Plane,
     nas::QemuNas,
@@ -40,13 +41,13 @@ use tokio::{
 /// The longest a step may take before it is given up and looked at again.
 const STEP_DEADLINE: Duration = Duration::from_secs(60);
 /// How old the NAS's copy may get when nothing is configured, in seconds.
-const FREQUENCY: u64 = 60;
+pub(crate) const FREQUENCY: u64 = 60;
 /// Where exports listen: below the ports that the kernel gives to outgoing connections.
 const PORTS: std::ops::RangeInclusive<u16> = 20_000..=29_999;
 /// The name of a node's pool for local copies.
 const LOCAL_POOL: &str = "local";
 /// How many nodes `up` runs when nothing is configured.
-const NODES: u16 = 2;
+pub(crate) const NODES: u16 = 2;
 
 /// What `up` is told.
 #[derive(Clone, Debug)]
@@ -198,6 +199,42 @@ fn ledger_of(layout: &Layout, name: &HostName, pool: &Path) -> Result<(), Fault>
     })
 }
 
+/// The address by which nodes reach a NAS's exports: this host's, and not necessarily the one its name leads to.
+///
+/// # Errors
+/// [`img_storage_model::FaultKind::Invalid`] when it is none of this host's, or it is not clear which.
+pub(crate) fn data_address(config: &Config) -> Result<IpAddr, Fault> {
+    let here = || net::addresses().map_err(|e| Fault::failed(e.to_string()));
+    let list = |all: &[IpAddr]| all.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    match (config.nas.data_address(), config.nas.data_network) {
+        (None, None) if config.is_for_many() => {
+            Err(Fault::invalid("[nas] data_address is not given: nodes on other hosts could not reach this NAS's exports")
+                .next(format!("nothing was started; this host's addresses are {}", list(&here()?))))
+        }
+        (None, None) => Ok(IpAddr::V4(Ipv4Addr::LOCALHOST)),
+        (Some(address), _) => {
+            // Every address of 127.0.0.0/8 leads here, listed or not.
+            let here = here()?;
+            if address.is_loopback() || here.contains(&address) {
+                return Ok(address);
+            }
+            Err(Fault::invalid(format!("[nas] data_address {address} is no address of this host"))
+                .next(format!("nothing was started; its addresses are {}", list(&here))))
+        }
+        (None, Some(network)) => {
+            let here = here()?;
+            let within: Vec<IpAddr> = here.iter().copied().filter(|a| network.contains(*a)).collect();
+            match within.as_slice() {
+                [one] => Ok(*one),
+                [] => Err(Fault::invalid(format!("[nas] data_network {network} has no address of this host"))
+                    .next(format!("nothing was started; its addresses are {}", list(&here)))),
+                several => Err(Fault::invalid(format!("[nas] data_network {network} has several addresses of this host"))
+                    .next(format!("nothing was started; give one of them as data_address: {}", list(several)))),
+            }
+        }
+    }
+}
+
 /// What counts where no attribute was set.
 fn defaults(config: &Config, frequency: Option<Interval>) -> Result<Defaults, Fault> {
     let frequency = frequency.or(config.frequency).map_or_else(|| Interval::seconds(FREQUENCY), Ok)?;
@@ -208,6 +245,40 @@ fn defaults(config: &Config, frequency: Option<Interval>) -> Result<Defaults, Fa
         upload_speed: config.upload_speed.unwrap_or(built_in.upload_speed),
         sync_workers: config.sync_workers.unwrap_or(built_in.sync_workers),
     })
+}
+
+/// Whether a front end could be started here with this configuration; starts and makes nothing but the state directory.
+///
+/// # Errors
+/// What stands against it.
+pub fn check_frontend(dir: &Path, config: &Config) -> Result<(), Fault> {
+    check_role(dir, config, &frontend_name(config)?, Role::Frontend).map(drop)
+}
+
+/// The same for a NAS: also its pools and its data address.
+///
+/// # Errors
+/// What stands against it.
+pub fn check_nas_here(dir: &Path, config: &Config) -> Result<(), Fault> {
+    let name = named(None, config.nas.name.as_ref(), "nas-0-0")?;
+    data_address(config)?;
+    check_nas(&check_role(dir, config, &name, Role::Nas)?, config, &name)
+}
+
+/// The same for a node: also its pool.
+///
+/// # Errors
+/// What stands against it.
+pub fn check_vm(dir: &Path, config: &Config) -> Result<(), Fault> {
+    let name = named(None, config.vm.name.as_ref(), "compute-0-0")?;
+    check_node(&check_role(dir, config, &name, Role::Node)?, config, &name)
+}
+
+fn check_role(dir: &Path, config: &Config, name: &HostName, role: Role) -> Result<Layout, Fault> {
+    fits(dir, name, role)?;
+    config.broker()?.map_or(Ok(()), |settings| settings.check())?;
+    config.issued().map_or(Ok(()), pki::issued)?;
+    Layout::new(dir)
 }
 
 async fn start_nas(
@@ -225,7 +296,7 @@ async fn start_nas(
     }
     let store = NasStore::open(&dir.join(LEDGER), Commits::Grouped)?;
     let journal = Journal::open(&dir.join(JOURNAL))?;
-    let address = config.nas.address.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST)).to_string();
+    let address = data_address(config)?.to_string();
     let host = QemuNas::new(plane(&dir, pki, name)?, pools, &address, PORTS).await;
     let settings = nas::Config {
         cluster: cluster(config)?,
@@ -398,7 +469,7 @@ pub async fn nas(options: RoleOptions) -> Result<(), Fault> {
 /// As [`up`]; and when another daemon has its name.
 pub async fn vm(options: RoleOptions) -> Result<(), Fault> {
     let config = Config::read(options.config.as_deref())?;
-    let name = named(options.name.as_ref(), None, "compute-0-0")?;
+    let name = named(options.name.as_ref(), config.vm.name.as_ref(), "compute-0-0")?;
     fits(&options.dir, &name, Role::Node)?;
     let layout = Layout::new(&options.dir)?;
     let _lock = Lock::take(&layout.host(&name)?)?;

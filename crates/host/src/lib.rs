@@ -7,9 +7,11 @@ pub mod digest;
 pub mod exec;
 pub mod image;
 pub mod nbd;
+pub mod net;
 pub mod qemu;
 pub mod qmp;
 pub mod qsd;
+pub mod rabbitmq;
 pub mod sim;
 
 use img_storage_model::{

@@ -361,6 +361,9 @@ pub struct HostView {
     /// Its pools.
     #[schema(value_type = Vec<Object>)]
     pub pools: Vec<crate::messages::PoolReport>,
+    /// Addresses by which nodes reach its exports.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub addresses: Vec<String>,
     /// Seconds since it was last heard of.
     pub heard: u64,
     /// It has not been heard of for too long.

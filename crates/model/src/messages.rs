@@ -250,6 +250,9 @@ pub struct Hello {
     pub pools: Vec<PoolReport>,
     /// Data planes it can serve.
     pub planes: Vec<String>,
+    /// Addresses by which nodes reach its exports.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub addresses: Vec<String>,
     /// Number of the sender's start, so that a restart is seen.
     pub started: jiff::Timestamp,
     /// The receiver should introduce itself and send what it holds for the sender.

@@ -11,6 +11,7 @@ use crate::processes;
 use anyhow::{Context as _, bail, ensure};
 use rand::RngExt as _;
 use std::{
+    ffi::OsString,
     fs::{self, File},
     net::{Ipv4Addr, TcpListener, TcpStream},
     os::unix::process::CommandExt as _,
@@ -54,6 +55,17 @@ impl Broker {
     /// # Errors
     /// When it is not installed or does not start; with the end of its log.
     pub async fn start(hosts: &[&str]) -> anyhow::Result<Self> {
+        let mut broker = Self::bare()?;
+        broker.configure(hosts)?;
+        broker.resume().await?;
+        Ok(broker)
+    }
+
+    /// A broker that nobody has set up, and that does not run: see [`Broker::begin`].
+    ///
+    /// # Errors
+    /// When it is not installed.
+    pub fn bare() -> anyhow::Result<Self> {
         let script = Path::new(SCRIPTS).join("rabbitmq-server");
         ensure!(script.exists(), "RabbitMQ is not installed: apt-get install rabbitmq-server, or cargo xtask test");
         let dir = tempfile::Builder::new().prefix("broker").tempdir()?;
@@ -63,10 +75,24 @@ impl Broker {
         mapper.args(["-address", "127.0.0.1", "-port", &ports.mapper.to_string()]);
         mapper.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).process_group(0);
         let mapper = mapper.spawn().context("starting epmd")?;
-        let mut broker = Broker { dir, ports, authority, mapper, server: None };
-        broker.configure(hosts)?;
-        broker.resume().await?;
+        let broker = Broker { dir, ports, authority, mapper, server: None };
+        for dir in ["data", "log", "home"] {
+            fs::create_dir(broker.path(dir))?;
+        }
         Ok(broker)
+    }
+
+    /// Starts a bare one with the configuration that somebody wrote for it, but on a port of its own.
+    ///
+    /// # Errors
+    /// When it does not start; with the end of its log.
+    pub async fn begin(&mut self, configuration: &str) -> anyhow::Result<()> {
+        const LISTENS: &str = "listeners.ssl.default = 5671";
+        ensure!(configuration.contains(LISTENS), "the broker would not listen with TLS:\n{configuration}");
+        let own = format!("listeners.tcp = none\nlisteners.ssl.1 = 127.0.0.1:{}", self.ports.tls);
+        let more = "log.console = false\nlog.file.level = info\ndisk_free_limit.absolute = 1MB\n";
+        fs::write(self.path("rabbitmq.conf"), format!("{}\n{more}", configuration.replace(LISTENS, &own)))?;
+        self.resume().await
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -74,9 +100,6 @@ impl Broker {
     }
 
     fn configure(&self, hosts: &[&str]) -> anyhow::Result<()> {
-        for dir in ["data", "log", "home"] {
-            fs::create_dir(self.path(dir))?;
-        }
         let certificates = self.authority.issue("localhost", Until::Later)?;
         let (pem, root) = (certificates.display(), self.dir.path().display());
         let Ports { tls, plain, .. } = self.ports;
@@ -138,9 +161,15 @@ impl Broker {
 
     fn command(&self, script: &str) -> Command {
         let mut command = Command::new(Path::new(SCRIPTS).join(script));
+        command.env_clear().envs(std::env::var_os("PATH").map(|path| ("PATH", path))).envs(self.environment());
+        command.stdin(Stdio::null());
+        command
+    }
+
+    /// What its commands need besides a search path.
+    pub fn environment(&self) -> Vec<(&'static str, OsString)> {
         let at = |name: &str| self.path(name).into_os_string();
-        command.env_clear().envs(std::env::var_os("PATH").map(|path| ("PATH", path)));
-        for (name, value) in [
+        vec![
             ("HOME", at("home")),
             ("RABBITMQ_NODENAME", self.node().into()),
             ("ERL_EPMD_ADDRESS", "127.0.0.1".into()),
@@ -155,11 +184,12 @@ impl Broker {
             ("RABBITMQ_CONF_ENV_FILE", at("none.env")),
             ("RABBITMQ_ENABLED_PLUGINS_FILE", at("plugins")),
             ("LANG", "C.UTF-8".into()),
-        ] {
-            command.env(name, value);
-        }
-        command.stdin(Stdio::null());
-        command
+        ]
+    }
+
+    /// Where its commands are.
+    pub fn scripts() -> &'static Path {
+        Path::new(SCRIPTS)
     }
 
     /// Starts it (again), with what it had on disk.

@@ -24,8 +24,30 @@ use tokio::{sync::Mutex, time::timeout};
 use uuid::Uuid;
 
 /// The hosts that the shared broker knows: for each test its own, for a name is had once.
-const HOSTS: [&str; 19] = [
-    "ant", "bat", "cat", "cow", "dog", "eel", "elk", "emu", "fly", "fox", "gnu", "hen", "jay", "kid", "owl", "pig", "ram", "rat",
+const HOSTS: [&str; 24] = [
+    "frontend",
+    "nas-0-0",
+    "nas-0-1",
+    "compute-0-0",
+    "compute-0-1",
+    "ant",
+    "bat",
+    "cat",
+    "cow",
+    "dog",
+    "eel",
+    "elk",
+    "emu",
+    "fly",
+    "fox",
+    "gnu",
+    "hen",
+    "jay",
+    "kid",
+    "owl",
+    "pig",
+    "ram",
+    "rat",
     "yak",
 ];
 /// The exchange of the original.

@@ -5,4 +5,8 @@
 
 mod bed;
 mod bus;
+mod cluster_doc;
+mod phases;
+mod roles;
+mod site;
 mod trouble;

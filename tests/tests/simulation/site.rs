@@ -383,6 +383,7 @@ async fn open_mail(mut inbox: mpsc::UnboundedReceiver<Delivery>, waiting: Waitin
                     version: "sim".to_owned(),
                     pools: Vec::new(),
                     planes: Vec::new(),
+                    addresses: Vec::new(),
                     started,
                     reply: false,
                 };

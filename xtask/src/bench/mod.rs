@@ -2,6 +2,7 @@
 //!
 //! Things that are compared are measured in turns, several rounds, and medians are told.
 
+mod bus;
 mod copy;
 mod guest;
 mod machine;
@@ -36,7 +37,7 @@ pub struct Bench {
     /// Put the result into docs/performance.md
     #[arg(long)]
     write: bool,
-    /// Only these parts: mapping, copy, write-back, guest, scale
+    /// Only these parts: mapping, copy, write-back, guest, scale, bus
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
     /// The disk to measure on; a short path, because sockets are in it
@@ -62,7 +63,7 @@ struct Part {
 
 impl Bench {
     pub fn run(&self) -> anyhow::Result<ExitCode> {
-        for needs in [&packages::PRODUCT[..], &packages::BENCH[..]] {
+        for needs in [&packages::PRODUCT[..], &packages::BENCH[..], &packages::BROKER[..]] {
             packages::ensure(needs)?;
         }
         let program = demo::release()?;
@@ -115,6 +116,9 @@ impl Bench {
         }
         if self.wants("scale") {
             parts.push(scale::measure(bed).await?);
+        }
+        if self.wants("bus") {
+            parts.push(bus::measure(bed).await?);
         }
         Ok(parts)
     }

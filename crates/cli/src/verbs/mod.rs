@@ -1,7 +1,9 @@
 //! The verbs, one file each.
 
 pub mod bring_back;
+pub mod broker_setup;
 pub mod completion;
+pub mod config;
 pub mod create;
 pub mod delete;
 pub mod devices;
@@ -13,6 +15,7 @@ pub mod list;
 pub mod map;
 pub mod nas;
 pub mod openapi;
+pub mod pki;
 pub mod resize;
 pub mod role;
 pub mod set;
@@ -47,6 +50,9 @@ pub fn run(cli: Cli) -> Done {
         Verb::Nas(verb) => verb.run(&global),
         Verb::Vm(verb) => verb.run(&global),
         Verb::Completion(verb) => verb.run(),
+        Verb::Config(verb) => verb.run(&global),
+        Verb::Pki(verb) => verb.run(&global),
+        Verb::BrokerSetup(verb) => verb.run(&global),
         Verb::Openapi(verb) => verb.run(&global),
         verb => {
             let context = Context::new(&global)?;
@@ -69,9 +75,15 @@ pub fn run(cli: Cli) -> Done {
                     Verb::Rocks(verb) => verb.run(context).await,
                     Verb::Devices(verb) => verb.run(context).await,
                     Verb::Hosts(verb) => verb.run(context).await,
-                    Verb::Up(_) | Verb::Frontend(_) | Verb::Nas(_) | Verb::Vm(_) | Verb::Completion(_) | Verb::Openapi(_) => {
-                        Ok(())
-                    }
+                    Verb::Up(_)
+                    | Verb::Frontend(_)
+                    | Verb::Nas(_)
+                    | Verb::Vm(_)
+                    | Verb::Completion(_)
+                    | Verb::Config(_)
+                    | Verb::Pki(_)
+                    | Verb::BrokerSetup(_)
+                    | Verb::Openapi(_) => Ok(()),
                 }
             })
         }

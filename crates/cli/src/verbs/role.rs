@@ -1,6 +1,9 @@
 //! What the verbs that are daemons share.
 
-use crate::{args::Global, stop::Done};
+use crate::{
+    args::{Global, configuration},
+    stop::Done,
+};
 use clap::Args;
 use img_storage_daemon::roles::RoleOptions;
 use img_storage_model::{Fault, HostName, Interval};
@@ -18,15 +21,21 @@ pub struct Role {
     /// How often what changed on a node goes to the NAS, such as 60s or 10m
     #[arg(long, value_name = "TIME")]
     frequency: Option<Interval>,
-    /// The configuration file
-    #[arg(long, value_name = "FILE")]
+    /// The configuration: a file, or a directory with config.toml and conf.d [default: /etc/img-storage] [env: IMG_STORAGE_CONFIG]
+    #[arg(long, value_name = "PATH")]
     config: Option<PathBuf>,
 }
 
 impl Role {
     /// For the daemon.
     pub fn options(self, global: &Global) -> Result<RoleOptions, Fault> {
-        Ok(RoleOptions { dir: global.dir()?, name: self.name, bus: self.bus, frequency: self.frequency, config: self.config })
+        Ok(RoleOptions {
+            dir: global.dir()?,
+            name: self.name,
+            bus: self.bus,
+            frequency: self.frequency,
+            config: configuration(self.config),
+        })
     }
 }
 

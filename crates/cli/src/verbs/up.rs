@@ -1,7 +1,10 @@
 //! `up`: every role on this machine.
 
 use super::role;
-use crate::{args::Global, stop::Done};
+use crate::{
+    args::{Global, configuration},
+    stop::Done,
+};
 use clap::Args;
 use img_storage_daemon::roles::{self, UpOptions};
 use img_storage_model::size::Interval;
@@ -16,14 +19,15 @@ pub struct Up {
     /// How often what changed on a node goes to the NAS, such as 60s or 10m [default: the configuration's, else 60s]
     #[arg(long, value_name = "TIME")]
     frequency: Option<Interval>,
-    /// The configuration file
-    #[arg(long, value_name = "FILE")]
+    /// The configuration: a file, or a directory with config.toml and conf.d [default: /etc/img-storage] [env: IMG_STORAGE_CONFIG]
+    #[arg(long, value_name = "PATH")]
     config: Option<PathBuf>,
 }
 
 impl Up {
     pub fn run(self, global: &Global) -> Done {
-        let options = UpOptions { dir: global.dir()?, nodes: self.nodes, frequency: self.frequency, config: self.config };
+        let options =
+            UpOptions { dir: global.dir()?, nodes: self.nodes, frequency: self.frequency, config: configuration(self.config) };
         role::run(roles::up(options))
     }
 }

@@ -2,6 +2,7 @@
 
 mod api;
 mod attributes;
+mod cluster;
 mod output;
 mod rocks;
 mod support;

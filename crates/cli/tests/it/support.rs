@@ -223,6 +223,7 @@ impl Office for Fake {
             role,
             version: "0.1.0".into(),
             planes: vec!["qemu".into()],
+            addresses: if role == Role::Nas { vec!["10.2.0.1".into()] } else { vec![] },
             pools: if role == Role::Nas {
                 vec![PoolReport { name: "tank".into(), size: 4 << 40, free: 3 << 40 }]
             } else {

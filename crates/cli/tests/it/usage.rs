@@ -3,7 +3,7 @@
 use crate::support::{World, command, expect, run};
 use std::{ffi::OsStr, os::unix::ffi::OsStrExt, path::Path};
 
-const VERBS: [&str; 23] = [
+const VERBS: [&str; 26] = [
     "up",
     "frontend",
     "nas",
@@ -25,6 +25,9 @@ const VERBS: [&str; 23] = [
     "devices",
     "hosts",
     "rocks",
+    "config",
+    "pki",
+    "broker-setup",
     "completion",
     "openapi",
 ];

@@ -27,6 +27,7 @@ const LONGEST_HEARTBEAT: u64 = 60;
 #[serde(deny_unknown_fields)]
 pub struct Bus {
     /// The brokers, `HOST` or `HOST:PORT`; any one is enough.
+    #[serde(default)]
     pub hosts: Vec<Address>,
     /// The virtual host.
     pub vhost: Option<String>,
@@ -175,6 +176,11 @@ impl Config {
             _ => return Err("certificate and key go together"),
         };
         Ok(Tls { ca, identity })
+    }
+
+    /// Whether other hosts can be on the bus.
+    pub fn is_for_many(&self) -> bool {
+        self.bus.as_ref().is_some_and(|bus| !bus.hosts.iter().all(Address::is_here))
     }
 
     /// Who has a say, besides a front end and a NAS of these names when nothing else is configured.

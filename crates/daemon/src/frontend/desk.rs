@@ -141,6 +141,7 @@ impl Desk {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pools: Vec::new(),
             planes: Vec::new(),
+            addresses: Vec::new(),
             started: self.started,
             reply,
         };
@@ -322,6 +323,7 @@ impl Desk {
             role: Role::Frontend,
             version: env!("CARGO_PKG_VERSION").to_owned(),
             planes: Vec::new(),
+            addresses: Vec::new(),
             pools: Vec::new(),
             heard: 0,
             away: false,
@@ -336,6 +338,7 @@ impl Desk {
                 role: k.hello.role,
                 version: k.hello.version.clone(),
                 planes: k.hello.planes.clone(),
+                addresses: k.hello.addresses.clone(),
                 pools: k.hello.pools.clone(),
                 heard: u64::try_from(heard).unwrap_or(0),
                 away: k.away || heard > AWAY_AFTER,

@@ -363,6 +363,7 @@ impl Nas {
                 version: env!("CARGO_PKG_VERSION").to_owned(),
                 pools,
                 planes: vec!["qemu".to_owned()],
+                addresses: vec![nas.config.address.clone()],
                 started: nas.started,
                 reply,
             };

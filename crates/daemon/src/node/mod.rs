@@ -196,6 +196,7 @@ impl Node {
                 version: env!("CARGO_PKG_VERSION").to_owned(),
                 pools,
                 planes: vec!["qemu".to_owned()],
+                addresses: Vec::new(),
                 started: node.started,
                 reply: false,
             };
