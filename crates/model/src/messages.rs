@@ -126,6 +126,9 @@ pub struct Assign {
     /// The NAS's clock when it sent this, for the node to say in its report what it looked at later than that. Never stored.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub asked: Option<jiff::Timestamp>,
+    /// What only this NAS could have given this node for this epoch, to be shown when the NAS's ledger does not know of it any more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub proof: Option<String>,
 }
 
 /// A phase of a mapping as the node sees it.
@@ -214,6 +217,9 @@ pub struct Report {
     /// The newest [`Assign::asked`] that had arrived when this was looked at.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub asked: Option<jiff::Timestamp>,
+    /// [`Assign::proof`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub proof: Option<String>,
 }
 
 /// A pool as its daemon sees it.

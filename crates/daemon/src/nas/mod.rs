@@ -21,7 +21,7 @@ use crate::{
 };
 use img_storage_host::{NasHost, VolumeRef};
 use img_storage_model::{
-    Fault, HostName, RequestId, VolumeId,
+    Epoch, Fault, HostName, RequestId, VolumeId,
     api::VolumeView,
     attribute::{AttributeFrom, Attributes, Defaults, NasAttributes},
     messages::{Body, Envelope, Hello, Holder, NodePhase, Report, Role, VERSION},
@@ -120,6 +120,7 @@ pub struct Nas {
     settings: Mutex<NasAttributes>,
     setting: tokio::sync::Mutex<()>,
     tasks: Tasks,
+    secret: [u8; 32],
     started: Timestamp,
     frontend_away: AtomicBool,
     entries: Mutex<BTreeMap<VolumeId, Entry>>,
@@ -143,6 +144,7 @@ impl Nas {
         ids: Ids,
     ) -> Result<Running, Fault> {
         let mut records = store.volumes()?;
+        let secret = store.secret()?;
         let settings = store.attributes()?;
         if store.booted(&config.boot)? {
             for record in &mut records {
@@ -164,6 +166,7 @@ impl Nas {
             settings: Mutex::new(settings),
             setting: tokio::sync::Mutex::default(),
             tasks: tasks.clone(),
+            secret,
             started,
             frontend_away: AtomicBool::new(false),
             entries: Mutex::default(),
@@ -386,6 +389,11 @@ impl Nas {
                 tokio::time::sleep(HELLO_EVERY - HELLO_AGAIN).await;
             }
         }
+    }
+
+    /// What a node can show of a mapping that this NAS gave it, and nobody can make up.
+    pub(crate) fn proof(&self, volume: VolumeId, node: &HostName, epoch: Epoch) -> String {
+        blake3::keyed_hash(&self.secret, format!("{volume} {epoch} {node}").as_bytes()).to_hex().to_string()
     }
 
     fn volume_ref(record: &VolumeRecord) -> VolumeRef {

@@ -10,6 +10,7 @@ const SCHEMA: &str = "
 create table if not exists volume (id text primary key, pool text not null, name text not null, record text not null, unique (pool, name)) strict;
 create table if not exists attributes (only integer primary key check (only = 1), record text not null) strict;
 create table if not exists boot (id text not null) strict;
+create table if not exists secret (bytes blob not null) strict;
 create table if not exists answer (request text primary key, at integer not null, answer text not null) strict;
 create index if not exists answer_at on answer (at);
 ";
@@ -131,6 +132,23 @@ impl NasStore {
             db.execute("insert into boot (id) values (?1)", [boot]).map(drop)
         })?;
         Ok(last.is_some())
+    }
+
+    /// What this NAS knows and nobody else; made once. It is part of every backup of the ledger.
+    ///
+    /// # Errors
+    /// When the ledger cannot be read or written.
+    pub fn secret(&self) -> Result<[u8; 32], Fault> {
+        let known: Option<Vec<u8>> = (self.0.read())
+            .query_row("select bytes from secret", [], |row| row.get(0))
+            .optional()
+            .map_err(|e| broken("be read", e))?;
+        if let Some(known) = known {
+            return known.try_into().map_err(|_| broken("be understood", "the secret is damaged"));
+        }
+        let fresh: [u8; 32] = rand::random();
+        self.0.change_now(|db| db.execute("insert into secret (bytes) values (?1)", [&fresh[..]]).map(drop))?;
+        Ok(fresh)
     }
 
     /// The answer that was given to a request, if it was.

@@ -55,6 +55,7 @@ pub fn assignment(
         back: back_of(m, facts, last).map(|granted| BackOrder { endpoint: endpoint(m.port, back_export(m)), granted }),
         speeds,
         asked: None,
+        proof: None,
     };
     if last != Some(&next) {
         next.revision = last.map_or(m.revision_floor + 1, |a| a.revision + 1);

@@ -276,6 +276,7 @@ pub fn report(record: &NodeRecord, facts: &NodeFacts, device: &str, stuck: Optio
             .map(|q| q.bitmaps.iter().map(|b| b.dirty).sum()),
         pushed: record.pushed.clone(),
         asked: None,
+        proof: record.assign.proof.clone(),
         stuck: held_up.or(stuck),
         notice: if untracked.is_some() {
             Some(format!(

@@ -63,6 +63,7 @@ pub fn assign(want: Want) -> Assign {
         back: None,
         speeds: Default::default(),
         asked: None,
+        proof: None,
     }
 }
 
@@ -83,6 +84,7 @@ pub fn report(phase: NodePhase, pivoted: bool) -> Report {
         stuck: None,
         notice: None,
         asked: None,
+        proof: None,
     }
 }
 

@@ -115,11 +115,18 @@ impl Actor {
         }
     }
 
-    /// A report of a mapping that is over, or that this ledger does not know.
+    /// A report of a mapping that is over, or that this ledger does not know. Only what this NAS gave is taken up again.
     async fn stranger(&mut self, from: &HostName, report: &Report) {
         let now = self.nas.clock.now();
         let mut next = self.record.clone();
         let request = RequestId(self.nas.ids.fresh(now));
+        let given = report.proof.as_ref() == Some(&self.nas.proof(self.record.id, from, report.epoch));
+        if report.epoch > self.record.epoch && !given
+            || self.record.mapping.as_ref().is_some_and(|m| m.node != *from && m.epoch <= report.epoch)
+        {
+            tracing::warn!(%from, volume = %self.record.name, "a report about a volume that this host was not given was refused");
+            return;
+        }
         if let Ok(port) = self.nas.host.free_port()
             && nas::adopt(&mut next, from, report, request, now, port)
         {
@@ -150,6 +157,7 @@ impl Actor {
                 back: None,
                 speeds: Speeds::default(),
                 asked: None,
+                proof: None,
             };
             self.nas.post.send(from, Body::Assign(Box::new(over)));
         }

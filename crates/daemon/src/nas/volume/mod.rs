@@ -446,6 +446,7 @@ impl Actor {
         self.sent = Some(Instant::now());
         assign.asked = Some(self.nas.clock.now());
         if let Some(mapping) = &self.record.mapping {
+            assign.proof = Some(self.nas.proof(assign.volume, &mapping.node, assign.epoch));
             self.nas.post.send(&mapping.node, Body::Assign(Box::new(assign)));
         }
     }
