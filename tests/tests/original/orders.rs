@@ -14,7 +14,8 @@ async fn a_volume_goes_to_its_node_and_home_again() {
     let volume = Bed::volume(&mapped["bdev"]);
 
     // Answered as soon as the device can be used; the copy goes on.
-    let row = bed.until("vm1", |row| row["is_sending"] == 1).await;
+    let row = bed.row("vm1").await.unwrap();
+    assert_eq!((&row["is_sending"], &row["is_delete_remote"]), (&json!(1), &json!(1)), "{row}");
     assert_eq!((&row["remotehost"], &row["remotepool"], &row["locked"]), (&json!(NODE), &json!("tank2"), &json!("vm1")));
     assert!(row["iscsi_target"].is_string() && row["time"].is_number(), "{row}");
     let entry = bed.device(NODE, "vm1").await;

@@ -98,6 +98,7 @@ fn transfer_since(record: &VolumeRecord, phase: Phase) -> Option<Timestamp> {
     let write_back = mapping.push.as_ref().map(|p| p.ordered);
     match phase {
         Phase::Copying | Phase::Switching => Some(mapping.since),
+        Phase::Remote if mapping.want == Want::Local => Some(mapping.since),
         Phase::Local => write_back,
         Phase::Returning if mapping.authority != Authority::Nas => {
             let last = mapping.accepted.as_ref().map(|a| a.at).or(mapping.pivoted_at);

@@ -134,6 +134,7 @@ impl NasStore {
     pub async fn foreign_pool(&self, volume: VolumeId, epoch: Epoch, pool: &PoolName) -> Result<(), Fault> {
         let (epoch, pool) = (i64::try_from(epoch.0).unwrap_or(i64::MAX), pool.clone());
         let note = move |db: &Connection| {
+            db.prepare_cached("delete from foreign_pool where volume not in (select id from volume)")?.execute([])?;
             db.prepare_cached("insert or replace into foreign_pool (volume, epoch, pool) values (?1, ?2, ?3)")?
                 .execute(params![volume.to_string(), epoch, pool.as_str()])
                 .map(drop)

@@ -53,7 +53,8 @@ pub struct Behind {
 /// that is stuck is no reason, for then it could never be given up; neither is a node that has not said yet how things are.
 pub fn locked(view: &VolumeView) -> bool {
     match view.phase {
-        Phase::Unmapped | Phase::Attaching | Phase::Remote | Phase::Local => false,
+        Phase::Unmapped | Phase::Attaching | Phase::Local => false,
+        Phase::Remote => view.sync && view.stuck.is_none(),
         Phase::Copying => view.stuck.is_none(),
         Phase::Creating | Phase::Importing | Phase::Switching | Phase::BringingBack | Phase::Returning | Phase::Deleting => true,
     }
@@ -65,6 +66,8 @@ impl Row {
         let transfer = match view.phase {
             // The original marks its sending so, too.
             Phase::Copying => Some((1, 1)),
+            // The copy is about to begin, or waits for its turn.
+            Phase::Remote if view.sync => Some((1, 1)),
             Phase::Returning if view.transfer_since.is_some() => Some((0, 1)),
             Phase::BringingBack => Some((0, 0)),
             Phase::Local if view.transfer_since.is_some() => Some((0, 0)),

@@ -5,3 +5,4 @@
 mod nas;
 mod node;
 mod things;
+mod timing;

@@ -14,7 +14,7 @@ use jiff::Timestamp;
 use proptest::prelude::*;
 use uuid::Uuid;
 
-fn mapping(want: Want, authority: Authority) -> Mapping {
+pub fn mapping(want: Want, authority: Authority) -> Mapping {
     Mapping {
         node: host("c0"),
         epoch: E,
@@ -36,7 +36,7 @@ fn mapping(want: Want, authority: Authority) -> Mapping {
     }
 }
 
-fn row(mapping: Option<Mapping>) -> VolumeRecord {
+pub fn row(mapping: Option<Mapping>) -> VolumeRecord {
     VolumeRecord {
         id: volume(),
         pool: "tank".parse().unwrap(),
@@ -54,7 +54,7 @@ fn row(mapping: Option<Mapping>) -> VolumeRecord {
     }
 }
 
-fn facts() -> NasFacts {
+pub fn facts() -> NasFacts {
     NasFacts {
         disk: Fact::Known(Some(DiskFile { size: size().bytes(), allocated: 0 })),
         export: Fact::Known(None),
@@ -79,7 +79,7 @@ fn incoming(push: SnapshotId, serving: bool) -> NasFacts {
     NasFacts { incoming: Fact::Known(Some(IncomingFacts { push, serving })), ..facts() }
 }
 
-fn pushing(verified: bool, last: bool) -> PushState {
+pub fn pushing(verified: bool, last: bool) -> PushState {
     PushState { push: snapshot(1), ordered: Timestamp::UNIX_EPOCH, last, port: 8, verified }
 }
 

@@ -12,11 +12,11 @@ use img_storage_model::{
 };
 use proptest::prelude::*;
 
-fn record(assign: Assign, truth: Truth) -> NodeRecord {
+pub fn record(assign: Assign, truth: Truth) -> NodeRecord {
     NodeRecord { truth, local: Some(E), ..NodeRecord::new(assign) }
 }
 
-fn file() -> LocalFile {
+pub fn file() -> LocalFile {
     LocalFile { epoch: E, size: size().bytes(), reserved: true }
 }
 
@@ -46,7 +46,7 @@ fn on_local(bitmaps: &[Bitmap]) -> QsdFacts {
     QsdFacts { bitmaps: bitmaps.to_vec(), ..qsd(Layer::Local) }
 }
 
-fn copying(state: JobState) -> QsdFacts {
+pub fn copying(state: JobState) -> QsdFacts {
     QsdFacts { local: true, copy: Some(job(state)), ..qsd(Layer::Remote) }
 }
 
@@ -59,7 +59,7 @@ fn back(mirror: JobState, fill: JobState) -> QsdFacts {
     }
 }
 
-fn decide(record: &NodeRecord, qsd: Option<QsdFacts>, local: Option<LocalFile>) -> node::Decision {
+pub fn decide(record: &NodeRecord, qsd: Option<QsdFacts>, local: Option<LocalFile>) -> node::Decision {
     node::plan(record, &NodeFacts { qsd: Fact::Known(qsd), local: Fact::Known(local) })
 }
 

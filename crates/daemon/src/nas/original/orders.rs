@@ -2,7 +2,7 @@
 
 use super::{super::Shown, Nas, lists::FIXED, lock};
 use img_storage_model::{
-    Fault, FaultKind, HostName, RequestId, VolumeId, VolumeName,
+    Fault, FaultKind, HostName, PoolName, RequestId, Size, VolumeId, VolumeName,
     api::{Answer, AttributesOf, Phase, Request, VolumeView},
     attribute::Changes,
     messages::{DeviceKind, NodePhase},
@@ -10,7 +10,10 @@ use img_storage_model::{
     original::{MapZvol, NasRequest, Reply, locked, say},
 };
 use std::{sync::Arc, time::Duration};
-use tokio::{sync::watch, time::timeout};
+use tokio::{
+    sync::watch,
+    time::{Instant, timeout, timeout_at},
+};
 use uuid::Uuid;
 
 /// So long an answer may take; what is not over then goes on without it.
@@ -62,11 +65,12 @@ impl Nas {
     async fn map_zvol(self: &Arc<Self>, id: RequestId, map: MapZvol, again: bool) -> Result<Reply, String> {
         let MapZvol { zpool, zvol, remotehost: node, remotepool, size, sync, initiator: _ } = map;
         let _held = self.hold(&zvol)?;
+        let deadline = Instant::now() + WITHIN;
         let named = self.named(&zvol);
         let volume = match named.as_slice() {
             [] => {
                 self.there(&node).await?;
-                self.made(id, &zpool, &zvol, size).await?
+                self.made(id, &zpool, &zvol, size, deadline).await?
             }
             [view] if view.pool != zpool => return Err(self.elsewhere(&zpool, view)),
             [view] => {
@@ -77,7 +81,7 @@ impl Nas {
                 if !ours && view.node.is_some() {
                     return Err(say::already_mapped());
                 }
-                if view.phase == Phase::Creating { self.made(id, &zpool, &zvol, size).await? } else { view.id }
+                if view.phase == Phase::Creating { self.made(id, &zpool, &zvol, size, deadline).await? } else { view.id }
             }
             several => return Err(self.several(&zvol, several)),
         };
@@ -96,7 +100,7 @@ impl Nas {
         let me = self.post.name().clone();
         let request = Request::Map { volume, node: node.clone(), sync, device: DeviceKind::Nbd };
         let answer = tokio::select! {
-            answer = timeout(WITHIN, self.answer(&me, id, request)) => answer,
+            answer = timeout_at(deadline, self.answer(&me, id, request)) => answer,
             () = self.lost(volume, &node) => {
                 // As the original does: nothing of it was begun on the node, and nothing stays.
                 let withdrawn = self.intend(volume, part(id, WITHDRAWAL), Intent::Unmap { force: true }).await;
@@ -128,13 +132,14 @@ impl Nas {
     async fn made(
         self: &Arc<Self>,
         id: RequestId,
-        zpool: &img_storage_model::PoolName,
+        zpool: &PoolName,
         zvol: &VolumeName,
-        size: img_storage_model::Size,
+        size: Size,
+        deadline: Instant,
     ) -> Result<VolumeId, String> {
         let me = self.post.name().clone();
         let request = Request::Create { pool: Some(zpool.clone()), name: zvol.clone(), size, import: false };
-        match timeout(WITHIN, self.answer(&me, part(id, CREATION), request)).await {
+        match timeout_at(deadline, self.answer(&me, part(id, CREATION), request)).await {
             Ok(Ok(Answer::Volume { volume })) => Ok(volume.id),
             Ok(Ok(_)) => Err(format!("ZVol {zvol} could not be created")),
             Ok(Err(fault)) if fault.kind == FaultKind::NotFound => Err(format!("the field zpool is wrong: {fault}")),
@@ -143,7 +148,7 @@ impl Nas {
         }
     }
 
-    fn elsewhere(&self, zpool: &img_storage_model::PoolName, view: &VolumeView) -> String {
+    fn elsewhere(&self, zpool: &PoolName, view: &VolumeView) -> String {
         format!("the field zpool is wrong: ZVol {} is in pool {} of {}, not in {zpool}", view.name, view.pool, self.post.name())
     }
 
@@ -231,13 +236,7 @@ impl Nas {
         done.map(drop).map_err(|fault| fault.to_string())
     }
 
-    async fn del_zvol(
-        self: &Arc<Self>,
-        id: RequestId,
-        zpool: &img_storage_model::PoolName,
-        zvol: &VolumeName,
-        again: bool,
-    ) -> Result<(), String> {
+    async fn del_zvol(self: &Arc<Self>, id: RequestId, zpool: &PoolName, zvol: &VolumeName, again: bool) -> Result<(), String> {
         if again && matches!(self.store.answer(id), Ok(Some(Ok(_)))) {
             return Ok(());
         }

@@ -46,8 +46,10 @@ impl Actor {
         if nas::copies(&self.record) != Some(false) {
             return true;
         }
-        let due = self.record.mapping.as_ref().map_or_else(|| self.nas.clock.now(), |m| m.since);
-        self.take_turn(Way::ToNode, Urgency { may_wait: true, due })
+        let Some(m) = &self.record.mapping else { return false };
+        // A node that is away would only keep others waiting.
+        let due = m.since;
+        !self.nas.peers.is_away(&m.node) && self.take_turn(Way::ToNode, Urgency { may_wait: true, due })
     }
 
     /// Lets what would begin a transfer wait for its turn.
