@@ -10,14 +10,14 @@ pub struct Cluster {
     pub frontends: BTreeSet<HostName>,
     /// Those whose volumes there are. `None` on the bus of one machine, where everybody is whoever they say.
     pub nases: Option<BTreeSet<HostName>>,
-    /// Orders that nobody signed are not taken: the original's front end, which signs none, is not served.
-    pub signed_only: bool,
+    /// Orders of the original's front end are taken. It signs none, so anybody's who can log in to the broker are.
+    pub unsigned_orders: bool,
 }
 
 impl Cluster {
     /// A cluster with these front ends and NASes.
     pub fn of(frontends: impl IntoIterator<Item = HostName>, nases: impl IntoIterator<Item = HostName>) -> Self {
-        Cluster { frontends: frontends.into_iter().collect(), nases: Some(nases.into_iter().collect()), signed_only: false }
+        Cluster { frontends: frontends.into_iter().collect(), nases: Some(nases.into_iter().collect()), unsigned_orders: false }
     }
 
     /// Whether a host's orders count.

@@ -42,7 +42,7 @@ impl Site {
             let path = dir.path().join(format!("{host}.toml"));
             let config = format!(
                 "[nas]\naddress = \"{ADDRESS}\"\n[bus]\nhosts = [\"localhost:{}\"]\nheartbeat = \"2s\"\n\
-                 [pki]\ndir = \"{}\"\n[cluster]\nnases = [\"{NAS}\"]\n",
+                 [pki]\ndir = \"{}\"\n[cluster]\nnases = [\"{NAS}\"]\nunsigned_orders = true\n",
                 broker.port(),
                 pki.display()
             );

@@ -40,7 +40,7 @@ pub struct Bed {
     daemons: BTreeMap<String, Running>,
     asked: u64,
     /// Of daemons that are started from now on.
-    pub signed_only: bool,
+    pub unsigned_orders: bool,
 }
 
 impl Bed {
@@ -64,7 +64,7 @@ impl Bed {
             dir,
             daemons: BTreeMap::new(),
             asked: 0,
-            signed_only: false,
+            unsigned_orders: true,
         };
         for name in [NAS, NODE, OTHER] {
             bed.start(name);
@@ -79,7 +79,7 @@ impl Bed {
         let member = self.exchange.join(&me).unwrap();
         let ledger = self.dir.path().join(format!("{name}.db"));
         let journal = Journal::open(&self.dir.path().join(format!("{name}.journal.db"))).unwrap();
-        let cluster = Cluster { signed_only: self.signed_only, ..Cluster::of([host("frontend")], [nas.clone()]) };
+        let cluster = Cluster { unsigned_orders: self.unsigned_orders, ..Cluster::of([host("frontend")], [nas.clone()]) };
         let step_deadline = Duration::from_secs(5);
         let running = if me == nas {
             let frequency = Interval::seconds(300).unwrap();

@@ -220,7 +220,7 @@ impl Site {
         let running = if *name == self.nas {
             let config = nas::Config {
                 boot: format!("boot {}", self.boots.load(Ordering::Relaxed)),
-                cluster: Cluster::of([host("front")], [self.nas.clone()]),
+                cluster: Cluster { unsigned_orders: true, ..Cluster::of([host("front")], [self.nas.clone()]) },
                 address: name.to_string(),
                 defaults: Defaults::of(Interval::seconds(60)?),
                 step_deadline: STEP_DEADLINE,

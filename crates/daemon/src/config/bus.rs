@@ -108,9 +108,9 @@ pub struct Hosts {
     pub frontends: Option<Vec<HostName>>,
     /// The NASes, whose volumes there are.
     pub nases: Option<Vec<HostName>>,
-    /// Orders that nobody signed are not taken: the original's front end, which signs none, is not served.
+    /// Orders of the original's front end are taken. It signs none, so anybody's who can log in to the broker are.
     #[serde(default)]
-    pub signed_only: bool,
+    pub unsigned_orders: bool,
 }
 
 /// `[pki]`
@@ -190,7 +190,7 @@ impl Config {
         if self.bus.is_none() && self.cluster.nases.is_none() {
             cluster.nases = None;
         }
-        cluster.signed_only = self.cluster.signed_only;
+        cluster.unsigned_orders = self.cluster.unsigned_orders;
         cluster
     }
 

@@ -108,8 +108,12 @@ impl Desk {
                         host.away = true;
                     }
                     if let Body::Request { id, .. } = message.body {
-                        let fault = Fault::unreachable(format!("{} is not connected", message.to))
-                            .next("nothing was changed by this; start its daemon, or see img-storage hosts");
+                        // Asked before, it may have begun.
+                        let next = match self.repeated().contains(&id) {
+                            false => "nothing was changed by this; start its daemon, or see img-storage hosts",
+                            true => "it may have begun with this; start its daemon, and see img-storage list before asking again",
+                        };
+                        let fault = Fault::unreachable(format!("{} is not connected", message.to)).next(next);
                         self.answered(id, &Err(fault));
                     }
                 }

@@ -378,15 +378,19 @@ impl Nas {
         for node in self.nodes() {
             self.hello(&node, true);
         }
+        let mut again = HELLO_AGAIN;
         loop {
             self.frontend_away.store(false, Ordering::Relaxed);
             for host in &self.config.cluster.frontends {
                 self.hello(host, false);
             }
-            // A front end that is only just starting is greeted soon.
-            tokio::time::sleep(HELLO_AGAIN).await;
-            if !self.frontend_away.load(Ordering::Relaxed) {
-                tokio::time::sleep(HELLO_EVERY - HELLO_AGAIN).await;
+            // A front end that is only just starting is greeted soon; one that stays away, less and less often.
+            tokio::time::sleep(again).await;
+            if self.frontend_away.load(Ordering::Relaxed) {
+                again = (again * 2).min(HELLO_EVERY / 2);
+            } else {
+                tokio::time::sleep(HELLO_EVERY - again).await;
+                again = HELLO_AGAIN;
             }
         }
     }

@@ -131,7 +131,11 @@ impl Nas {
         import: bool,
     ) -> Result<Answer, Fault> {
         let pool = self.pool_for(pool).await?;
-        let known = self.entries().values().map(|e| e.shown.borrow().view.clone()).find(|v| v.pool == pool && v.name == name);
+        let known = {
+            let entries = self.entries();
+            let mut shown = entries.values().map(|e| e.shown.borrow());
+            shown.find(|s| s.view.pool == pool && s.view.name == name).map(|s| s.view.clone())
+        };
         let volume = match known {
             Some(view) => {
                 // A request that was taken before a restart is not taken twice.

@@ -149,8 +149,10 @@ impl Nas {
     fn may_ask(&self, user: Option<&str>) -> Result<(), String> {
         let me = self.post.name();
         match user.filter(|user| *user != SHARED_USER) {
-            None if self.config.cluster.signed_only => Err(format!("{me} takes signed orders only")),
-            None => Ok(()),
+            None if self.config.cluster.unsigned_orders => Ok(()),
+            None => Err(format!(
+                "{me} takes signed orders only; unsigned_orders = true in [cluster] of its configuration changes that"
+            )),
             Some(user) if HostName::new(user).is_ok_and(|host| self.config.cluster.is_frontend(&host)) => Ok(()),
             Some(user) => Err(format!("{me} takes orders from front ends only, not from {user}")),
         }
