@@ -33,6 +33,36 @@ impl Local {
         Self { pool: pool.to_owned(), dir: pool.join(volume.to_string()), volume }
     }
 
+    /// Clears away what a daemon that was killed while it made or removed a local copy has left: directories of ours without one.
+    /// Nothing may be done with the pool meanwhile.
+    pub(super) fn sweep(pool: &Path) -> Result<(), HostError> {
+        let sweep = || -> std::io::Result<()> {
+            pool::is_there(pool)?;
+            for entry in fs::read_dir(pool)? {
+                let name = entry?.file_name();
+                let Some(volume) = name.to_str().and_then(|name| name.parse().ok()) else { continue };
+                let local = Local::new(pool, VolumeId(volume));
+                if look_at(&local.file())?.is_some() {
+                    continue;
+                }
+                match read_mark::<Mark>(&local.mark())? {
+                    Some(mark) if mark.volume == local.volume => local.unmake()?,
+                    // Not so much as a whole mark: it goes if there is nothing else.
+                    None => {
+                        let new = local.mark().with_extension("new");
+                        if fs::read_dir(&local.dir).is_ok_and(|all| all.flatten().all(|entry| entry.path() == new)) {
+                            remove(&new)?;
+                            fs::remove_dir(&local.dir)?;
+                        }
+                    }
+                    Some(_) => {}
+                }
+            }
+            Ok(())
+        };
+        sweep().map_err(during(format!("clear the pool {}", pool.display())))
+    }
+
     pub(super) fn file(&self) -> PathBuf {
         self.dir.join("local.raw")
     }
@@ -99,16 +129,18 @@ impl Local {
             self.find()?;
             return Ok(());
         }
-        let unmake = || {
-            remove(&self.file())?;
-            remove(&self.dir.join("local.new"))?;
-            remove(&self.scratch())?;
-            sync_parent(&self.file())?;
-            remove(&self.mark())?;
-            fs::remove_dir(&self.dir)?;
-            sync_parent(&self.dir)
-        };
-        unmake().map_err(during(format!("remove {}", self.dir.display())))
+        self.unmake().map_err(during(format!("remove {}", self.dir.display())))
+    }
+
+    fn unmake(&self) -> std::io::Result<()> {
+        remove(&self.file())?;
+        remove(&self.dir.join("local.new"))?;
+        remove(&self.scratch())?;
+        sync_parent(&self.file())?;
+        remove(&self.mark().with_extension("new"))?;
+        remove(&self.mark())?;
+        fs::remove_dir(&self.dir)?;
+        sync_parent(&self.dir)
     }
 
     /// Reserves room for every block; what is in the file stays as it is.
@@ -138,5 +170,40 @@ impl Local {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
             opened => opened.and_then(|file| file.sync_all()).map_err(during(format!("sync {}", file.display()))),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use uuid::Uuid;
+
+    #[test]
+    fn what_was_cut_off_goes_and_everything_else_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        pool::claim(dir.path(), "node", "local").unwrap();
+        let local = |n: u128| Local::new(dir.path(), VolumeId(Uuid::from_u128(n)));
+        let mark = |n: u128, of: u128| {
+            fs::create_dir(&local(n).dir).unwrap();
+            let mark = Mark { volume: VolumeId(Uuid::from_u128(of)), epoch: Epoch(1), reserved: false };
+            write_mark(&local(n).mark(), &mark).unwrap();
+        };
+        local(1).create(Epoch(1), 1 << 20).unwrap();
+        mark(2, 2);
+        fs::write(local(2).dir.join("local.new"), "half").unwrap();
+        for n in [3, 7] {
+            fs::create_dir(&local(n).dir).unwrap();
+        }
+        fs::write(local(7).dir.join("mark.new"), "{").unwrap();
+        // Not ours: another volume's mark, a file of somebody's, a directory with another name.
+        mark(4, 5);
+        fs::create_dir(&local(6).dir).unwrap();
+        fs::write(local(6).dir.join("thesis.tex"), "years").unwrap();
+        fs::create_dir(dir.path().join("theirs")).unwrap();
+        Local::sweep(dir.path()).unwrap();
+        let there = |n: u128| local(n).dir.exists();
+        assert_eq!([1, 2, 3, 4, 6, 7].map(there), [true, false, false, true, true, false]);
+        assert!(local(1).file().exists() && local(6).dir.join("thesis.tex").exists() && dir.path().join("theirs").exists());
+        Local::sweep(&dir.path().join("unmounted")).unwrap_err();
     }
 }

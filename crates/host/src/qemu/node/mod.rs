@@ -66,7 +66,11 @@ impl QemuNode {
     /// A node that keeps local copies in the directory `pool`. Members of `guest_group` may connect to the guests' sockets.
     pub async fn new(plane: Plane, pool_name: &str, pool: impl Into<PathBuf>, guest_group: Option<u32>) -> Self {
         let aio = plane.asynchronous_io().await;
-        Self { plane, pool_name: pool_name.into(), pool: pool.into(), guest_group, aio }
+        let pool = pool.into();
+        if let Err(error) = files::Local::sweep(&pool) {
+            tracing::warn!("what an earlier daemon left stays: {error}");
+        }
+        Self { plane, pool_name: pool_name.into(), pool, guest_group, aio }
     }
 
     fn qsd(&self, volume: VolumeId) -> Qsd {
