@@ -47,15 +47,16 @@ impl Load {
         let member = site.join(&site.frontend).await?;
         let (desk, running) = Desk::start(member, Clock::System, Ids::random(), PathBuf::new(), site.cluster());
         let load = Load { desk, nas: site.nas.clone(), nodes: site.nodes.clone(), _running: running };
-        load.present(&site.nodes.iter().chain([&site.nas]).cloned().collect()).await?;
+        load.present(&site.nodes.iter().chain([&site.nas]).cloned().collect(), None).await?;
         Ok(load)
     }
 
-    /// Waits until all of them are there.
-    async fn present(&self, hosts: &BTreeSet<HostName>) -> anyhow::Result<()> {
+    /// Waits until all of them are there, and were heard of since a moment.
+    async fn present(&self, hosts: &BTreeSet<HostName>, since: Option<Instant>) -> anyhow::Result<()> {
         let begun = Instant::now();
         loop {
-            let there = |h: &HostView| !h.away && h.role != Role::Frontend;
+            let heard = |h: &HostView| since.is_none_or(|since| h.heard <= since.elapsed().as_secs());
+            let there = |h: &HostView| !h.away && h.role != Role::Frontend && heard(h);
             let seen: BTreeSet<HostName> = self.desk.hosts().await.into_iter().filter(there).map(|h| h.name).collect();
             if seen.is_superset(hosts) {
                 return Ok(());
@@ -205,7 +206,7 @@ pub async fn swarm(site: &Site) -> anyhow::Result<()> {
     tell("ready", (volumes.len() as f64, 0.0));
     tokio::task::spawn_blocking(|| std::io::stdin().lock().read_line(&mut String::new())).await?.context("the broker's start")?;
     let begun = Instant::now();
-    load.present(&site.nodes.iter().chain([&site.nas]).cloned().collect()).await?;
+    load.present(&site.nodes.iter().chain([&site.nas]).cloned().collect(), Some(begun)).await?;
     let back = begun.elapsed();
     // Everything goes on: every volume can be unmapped.
     for some in volumes.chunks(100) {

@@ -55,10 +55,10 @@ impl Site {
         let nodes: Vec<String> = (0..nodes).map(|n| format!("compute-{}-{}", n / 40, n % 40)).collect();
         let hosts: Vec<&str> = nodes.iter().map(String::as_str).chain([NAS, FRONTEND]).collect();
         let broker = Broker::start(&hosts).await?;
-        let mut pki = PathBuf::new();
+        let pki = dir.join("pki");
+        fs::create_dir(&pki)?;
         for host in hosts {
-            let own = broker.authority().issue(host, Until::Later)?;
-            pki = own.parent().context("a directory above")?.to_owned();
+            std::os::unix::fs::symlink(broker.authority().issue(host, Until::Later)?, pki.join(host))?;
         }
         Ok(Site { program: program.to_owned(), dir, broker, pki, nodes })
     }
