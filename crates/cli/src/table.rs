@@ -5,7 +5,7 @@
 
 use crate::{output::Screen, stop::clean};
 use std::io::{self, Write};
-use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
+use unicode_width::UnicodeWidthStr;
 
 /// The narrowest a column that may be cut gets.
 const NARROWEST: usize = 8;
@@ -143,20 +143,17 @@ fn cell(line: &mut String, text: &str, width: usize, right: bool) {
 }
 
 /// Appends as much of a text as fits, and `…`, filled to exactly `width`.
+///
+/// What fits is measured as a text, not by its characters: a variation selector widens the character before it.
 fn cut(line: &mut String, text: &str, width: usize) {
-    let mut left = width.saturating_sub(1);
-    for c in text.chars() {
-        let own = c.width().unwrap_or(0);
-        if own > left {
-            break;
-        }
-        left -= own;
-        line.push(c);
+    if width == 0 {
+        return;
     }
-    if width > 0 {
-        line.push('…');
-    }
-    line.extend(std::iter::repeat_n(' ', left));
+    let ends = text.char_indices().map(|(at, _)| at);
+    let kept = &text[..ends.take_while(|at| width_of(&text[..*at]) < width).last().unwrap_or(0)];
+    line.push_str(kept);
+    line.push('…');
+    line.extend(std::iter::repeat_n(' ', width - 1 - width_of(kept)));
 }
 
 fn put(to: &mut impl Write, line: &mut String, screen: Screen, style: &str) -> io::Result<()> {
@@ -208,6 +205,13 @@ mod tests {
              nas-0-0:tank/vol1          35G  -\n\
              nas-0-0:tank/a-much-lon…  1.5T  stuck 3…\n"
         );
+    }
+
+    #[test]
+    fn what_widens_its_neighbour_is_measured_with_it() {
+        let mut line = String::new();
+        cut(&mut line, "®\u{fe0f}®\u{fe0f}®\u{fe0f}", 4);
+        assert_eq!((line.as_str(), line.width()), ("®\u{fe0f}®…", 4));
     }
 
     proptest! {
