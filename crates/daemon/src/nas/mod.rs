@@ -21,7 +21,7 @@ use crate::{
 };
 use img_storage_host::{NasHost, VolumeRef};
 use img_storage_model::{
-    Epoch, Fault, HostName, RequestId, VolumeId,
+    Epoch, Fault, HostName, Plane, RequestId, VolumeId,
     api::VolumeView,
     attribute::{AttributeFrom, Attributes, Defaults, NasAttributes},
     messages::{Body, Envelope, Hello, Holder, NodePhase, Report, Role, VERSION},
@@ -74,6 +74,8 @@ fn rebooted(record: &mut VolumeRecord, store: &NasStore) -> Result<(), Fault> {
 #[derive(Clone, Debug)]
 pub(crate) struct Shown {
     pub view: VolumeView,
+    /// What carries its data.
+    pub plane: Plane,
     /// From when on the NAS lacks writes.
     pub behind_since: Option<Timestamp>,
     /// The node says that the NAS lacks nothing.
@@ -361,11 +363,14 @@ impl Nas {
         let (nas, to) = (Arc::clone(self), to.clone());
         self.tasks.spawn(async move {
             let pools = nas.host.pools().await;
+            let planes: BTreeSet<Plane> = pools.iter().map(|p| p.plane).collect();
+            let planes = planes.iter().map(ToString::to_string).collect();
             let hello = Hello {
+                initiator: None,
                 role: Role::Nas,
                 version: env!("CARGO_PKG_VERSION").to_owned(),
                 pools,
-                planes: vec!["qemu".to_owned()],
+                planes,
                 addresses: vec![nas.config.address.clone()],
                 started: nas.started,
                 reply,
@@ -400,7 +405,13 @@ impl Nas {
         blake3::keyed_hash(&self.secret, format!("{volume} {epoch} {node}").as_bytes()).to_hex().to_string()
     }
 
+    /// The secret with which a node logs in to an export of a mapping: 16 letters, as many initiators want 12 to 16.
+    pub(crate) fn password(&self, volume: VolumeId, node: &HostName, epoch: Epoch) -> String {
+        let hash = blake3::keyed_hash(&self.secret, format!("iscsi {volume} {epoch} {node}").as_bytes());
+        hash.to_hex()[..16].to_owned()
+    }
+
     fn volume_ref(record: &VolumeRecord) -> VolumeRef {
-        VolumeRef { id: record.id, pool: record.pool.clone(), name: record.name.clone() }
+        VolumeRef { id: record.id, pool: record.pool.clone(), name: record.name.clone(), plane: record.plane }
     }
 }
