@@ -10,7 +10,7 @@ use crate::{
     bus::{Delivery, Member, Post},
     clock::Clock,
     cluster::Cluster,
-    nas::{HELLO_AGAIN, HELLO_EVERY},
+    greeting::Greeting,
     store::{Journal, NodeStore},
     tasks::{Running, Tasks},
 };
@@ -23,10 +23,7 @@ use img_storage_model::{
 use jiff::Timestamp;
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 use tokio::sync::mpsc;
@@ -55,7 +52,7 @@ pub struct Node {
     pub(crate) clock: Clock,
     tasks: Tasks,
     started: Timestamp,
-    frontend_away: AtomicBool,
+    greeting: Greeting,
     actors: Mutex<BTreeMap<VolumeId, (NodeVolume, mpsc::UnboundedSender<Mail>)>>,
     seen: Mutex<BTreeMap<VolumeId, original::Seen>>,
 }
@@ -93,7 +90,7 @@ impl Node {
             clock,
             tasks: tasks.clone(),
             started,
-            frontend_away: AtomicBool::new(false),
+            greeting: Greeting::default(),
             actors: Mutex::default(),
             seen: Mutex::default(),
         });
@@ -124,7 +121,7 @@ impl Node {
                 // The NAS is away: everything is told again when it is back.
                 Delivery::Unroutable(message) => {
                     if self.config.cluster.is_frontend(&message.to) {
-                        self.frontend_away.store(true, Ordering::Relaxed);
+                        self.greeting.came_back();
                     }
                 }
                 Delivery::Foreign(message) => self.foreign(&message),
@@ -221,20 +218,12 @@ impl Node {
         for nas in &nases {
             self.hello(nas);
         }
-        let mut again = HELLO_AGAIN;
-        loop {
-            self.frontend_away.store(false, Ordering::Relaxed);
-            for host in &self.config.cluster.frontends {
-                self.hello(host);
-            }
-            // A front end that is only just starting is greeted soon; one that stays away, less and less often.
-            tokio::time::sleep(again).await;
-            if self.frontend_away.load(Ordering::Relaxed) {
-                again = (again * 2).min(HELLO_EVERY / 2);
-            } else {
-                tokio::time::sleep(HELLO_EVERY - again).await;
-                again = HELLO_AGAIN;
-            }
-        }
+        self.greeting
+            .go_on(|| {
+                for host in &self.config.cluster.frontends {
+                    self.hello(host);
+                }
+            })
+            .await;
     }
 }

@@ -1,7 +1,10 @@
 //! The actor of one volume on a node: observe, plan, make durable, do, look again; and tell the NAS.
 
 use super::{Mail, Node};
-use crate::retry::Retry;
+use crate::{
+    retry::Retry,
+    steps::{self, OBSERVE_DEADLINE, Repeats},
+};
 use img_storage_model::{
     messages::{Assign, Body, NodePhase, Report},
     node::{self, Decision, Facts, JobState, NodeChange, NodeRecord, NodeVolume, Step, Truth},
@@ -13,19 +16,12 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
-/// So many times the same step is done in a row before it is slowed down.
-const SAME_STEP: u32 = 3;
-/// How long a look at the host may take.
-const OBSERVE_DEADLINE: Duration = Duration::from_secs(10);
 /// How often a volume is looked at when nothing happens.
 const LOOK_EVERY: Duration = Duration::from_secs(3);
 /// How often the NAS hears of progress.
 const PROGRESS_EVERY: Duration = Duration::from_millis(500);
 /// How often the NAS hears of a volume that does not change.
 const REPORT_EVERY: Duration = Duration::from_secs(10);
-/// Steps that read bulk data may take as long as this many bytes per second take for the whole volume, and the ordinary
-/// deadline besides.
-const SLOWEST: u64 = 5 << 20;
 
 pub(crate) struct Actor {
     node: Arc<Node>,
@@ -42,7 +38,7 @@ pub(crate) struct Actor {
     looked: Option<Timestamp>,
     tell: bool,
     closely: u32,
-    again: Option<(Step, u32)>,
+    repeats: Repeats<Step>,
 }
 
 impl Actor {
@@ -59,7 +55,7 @@ impl Actor {
             looked: None,
             tell: true,
             closely: 0,
-            again: None,
+            repeats: Repeats::default(),
         }
     }
 
@@ -103,7 +99,7 @@ impl Actor {
                     Err(why) => self.not_recorded(why, &facts).await,
                 },
                 Decision::Wait(_) | Decision::Rest => {
-                    self.again = None;
+                    self.repeats.rest();
                     self.retry.well();
                     self.report(&facts);
                     let pause = self.look_again(&facts);
@@ -138,9 +134,7 @@ impl Actor {
     async fn observe(&mut self) -> Facts {
         self.looked = self.asked;
         let looked = timeout(OBSERVE_DEADLINE, self.node.host.observe(self.volume())).await;
-        looked.unwrap_or_else(|_| {
-            Facts::unknown(self.record.assign.plane, &format!("no answer within {} s", OBSERVE_DEADLINE.as_secs()))
-        })
+        looked.unwrap_or_else(|_| Facts::unknown(self.record.assign.plane, &steps::unanswered()))
     }
 
     fn volume(&self) -> NodeVolume {
@@ -183,7 +177,7 @@ impl Actor {
     async fn run(&mut self, step: Step) -> bool {
         let bulk = step.is_bulk();
         let bytes = if bulk { self.record.assign.size.bytes() } else { 0 };
-        let deadline = self.node.config.step_deadline + Duration::from_secs(bytes / SLOWEST);
+        let deadline = self.node.config.step_deadline + steps::bulk(bytes);
         tracing::debug!(volume = %self.record.assign.name, epoch = %self.record.assign.epoch, ?step);
         let node = Arc::clone(&self.node);
         let mut work = Box::pin(timeout(deadline, node.host.run(self.volume(), step.clone())));
@@ -199,7 +193,7 @@ impl Actor {
         };
         match done {
             Ok(Ok(result)) => {
-                self.went_well(&step);
+                self.repeats.done(&step, &mut self.retry, self.node.clock.now());
                 if let Some(change) = node::after(&self.record, &step, &result)
                     && let Err(why) = self.record(change).await
                 {
@@ -207,32 +201,13 @@ impl Actor {
                 }
             }
             Ok(Err(why)) => self.step_failed(&step, &why.to_string()).await,
-            Err(_) => self.step_failed(&step, &format!("{} was not done within {} s", verb(&step), deadline.as_secs())).await,
+            Err(_) => self.step_failed(&step, &steps::late(&step, deadline)).await,
         }
         true
     }
 
-    /// A step went well; one that is done again and again, and seen to change nothing, is a failure too.
-    fn went_well(&mut self, step: &Step) {
-        let times = match &mut self.again {
-            Some((last, times)) if last == step => {
-                *times += 1;
-                *times
-            }
-            again => {
-                *again = Some((step.clone(), 1));
-                1
-            }
-        };
-        if times < SAME_STEP {
-            self.retry.well();
-        } else {
-            self.retry.failed(format!("{} was done {times} times and nothing came of it", verb(step)), self.node.clock.now());
-        }
-    }
-
     async fn step_failed(&mut self, step: &Step, why: &str) {
-        tracing::warn!(volume = %self.record.assign.name, epoch = %self.record.assign.epoch, "{}: {why}", verb(step));
+        tracing::warn!(volume = %self.record.assign.name, epoch = %self.record.assign.epoch, "{}: {why}", steps::verb(step));
         self.retry.failed(why.to_owned(), self.node.clock.now());
         if let Some(change) = node::after_error(&self.record, step, why) {
             if let Err(why) = self.record(change).await {
@@ -346,9 +321,4 @@ fn ending(outcome: &node::PushOutcome) -> String {
         node::PushOutcome::Taken(_) => "a snapshot is taken".to_owned(),
         node::PushOutcome::Failed { why } => why.clone(),
     }
-}
-
-fn verb(step: &Step) -> String {
-    let text = format!("{step:?}");
-    text.split([' ', '{']).next().unwrap_or_default().to_owned()
 }

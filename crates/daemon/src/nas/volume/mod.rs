@@ -8,7 +8,11 @@ mod shown;
 mod timing;
 
 use super::{Nas, Shown};
-use crate::{rate::Rate, retry::Retry};
+use crate::{
+    rate::Rate,
+    retry::Retry,
+    steps::{self, OBSERVE_DEADLINE, Repeats},
+};
 use img_storage_model::{
     Fault, HostName, Plane, RequestId,
     api::WriteBack,
@@ -23,19 +27,12 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
-/// So many times the same step is done in a row before it is slowed down.
-const SAME_STEP: u32 = 3;
-/// How long a look at the host may take.
-const OBSERVE_DEADLINE: Duration = Duration::from_secs(10);
 /// How often a mapped volume is looked at when nothing happens.
 const LOOK_EVERY: Duration = Duration::from_secs(3);
 /// How often an assignment is sent again that the node has not answered.
 const RESEND_EVERY: Duration = Duration::from_secs(3);
 /// A node that has not said anything about its volume for so long is sent the assignment again, to which it answers.
 const SILENCE: Duration = Duration::from_secs(15);
-/// Steps that move bulk data may take as long as this many bytes per second take for the whole volume, and the ordinary
-/// deadline besides.
-const SLOWEST: u64 = 5 << 20;
 
 /// What an actor gets.
 pub(crate) enum Mail {
@@ -86,7 +83,7 @@ pub(crate) struct Actor {
     failed: Option<Fault>,
     unread: Option<Fault>,
     at_rest: bool,
-    again: Option<(Step, u32)>,
+    repeats: Repeats<Step>,
     over: bool,
 }
 
@@ -122,7 +119,7 @@ impl Actor {
             failed: None,
             unread: None,
             at_rest: false,
-            again: None,
+            repeats: Repeats::default(),
             over: false,
         }
     }
@@ -163,7 +160,7 @@ impl Actor {
                     }
                 }
                 Decision::Wait(why) => {
-                    self.again = None;
+                    self.repeats.rest();
                     self.retry.well();
                     self.waiting = Some(why);
                     self.show(&facts);
@@ -175,7 +172,7 @@ impl Actor {
                     self.rest(LOOK_EVERY).await;
                 }
                 Decision::Rest => {
-                    self.again = None;
+                    self.repeats.rest();
                     self.retry.well();
                     self.waiting = None;
                     self.at_rest = true;
@@ -195,8 +192,7 @@ impl Actor {
 
     async fn observe(&mut self) -> Facts {
         let looked = timeout(OBSERVE_DEADLINE, self.nas.host.observe(Nas::volume_ref(&self.record))).await;
-        let late = || format!("no answer within {} s", OBSERVE_DEADLINE.as_secs());
-        let facts = looked.unwrap_or_else(|_| Facts::unknown(self.record.plane, &late()));
+        let facts = looked.unwrap_or_else(|_| Facts::unknown(self.record.plane, &steps::unanswered()));
         self.allocated = facts.allocated().or(self.allocated);
         facts
     }
@@ -270,7 +266,7 @@ impl Actor {
     fn deadline(&self, step: &Step) -> Duration {
         let bulk = step.is_bulk();
         let bytes = if bulk { self.record.size.bytes() } else { 0 };
-        self.nas.config.step_deadline + Duration::from_secs(bytes / SLOWEST)
+        self.nas.config.step_deadline + steps::bulk(bytes)
     }
 
     async fn run(&mut self, step: Step) {
@@ -290,11 +286,11 @@ impl Actor {
         };
         match done {
             Ok(Ok(result)) => {
-                self.went_well(&step);
+                self.repeats.done(&step, &mut self.retry, self.nas.clock.now());
                 self.finished(&step, &result).await;
             }
             Ok(Err(why)) => self.step_failed(&step, &why.to_string()).await,
-            Err(_) => self.step_failed(&step, &format!("{} was not done within {} s", verb(&step), deadline.as_secs())).await,
+            Err(_) => self.step_failed(&step, &steps::late(&step, deadline)).await,
         }
     }
 
@@ -306,27 +302,8 @@ impl Actor {
         }
     }
 
-    /// A step went well; one that is done again and again, and seen to change nothing, is a failure too.
-    fn went_well(&mut self, step: &Step) {
-        let times = match &mut self.again {
-            Some((last, times)) if last == step => {
-                *times += 1;
-                *times
-            }
-            again => {
-                *again = Some((step.clone(), 1));
-                1
-            }
-        };
-        if times < SAME_STEP {
-            self.retry.well();
-        } else {
-            self.retry.failed(format!("{} was done {times} times and nothing came of it", verb(step)), self.nas.clock.now());
-        }
-    }
-
     async fn step_failed(&mut self, step: &Step, why: &str) {
-        tracing::warn!(volume = %self.record.name, epoch = %self.record.epoch, "{}: {why}", verb(step));
+        tracing::warn!(volume = %self.record.name, epoch = %self.record.epoch, "{}: {why}", steps::verb(step));
         if step.lends() {
             // Who wants to read it is told; the volume's own life goes on.
             self.reader = None;
@@ -475,9 +452,4 @@ impl Actor {
             self.nas.post.send(&mapping.node, Body::Assign(Box::new(assign)));
         }
     }
-}
-
-fn verb(step: &Step) -> String {
-    let text = format!("{step:?}");
-    text.split([' ', '{']).next().unwrap_or_default().to_owned()
 }
