@@ -257,7 +257,13 @@ impl NodeHost for FaultyNode {
     }
 }
 
-/// A NAS that may fail.
+impl Drop for FaultyNas {
+    fn drop(&mut self) {
+        self.faults.0.world.end_streams(&self.name);
+    }
+}
+
+/// A NAS that may fail. Its streams end with it, as those of a daemon that is killed.
 pub struct FaultyNas {
     inner: Box<dyn NasHost>,
     faults: Faults,
