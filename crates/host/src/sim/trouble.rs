@@ -90,6 +90,11 @@ impl World {
         self.with(|s| s.nodes.keys().cloned().collect())
     }
 
+    /// The names of all NASes.
+    pub fn nases(&self) -> Vec<HostName> {
+        self.with(|s| s.nases.0.keys().cloned().collect())
+    }
+
     /// Cuts all nodes off, or connects them again.
     pub fn cut_all(&self, cut: bool) {
         for node in self.nodes() {
