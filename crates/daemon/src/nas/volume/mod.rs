@@ -461,7 +461,8 @@ impl Actor {
             self.send(next);
             return Ok(());
         }
-        let answered = self.report.as_ref().is_some_and(|r| r.epoch == next.epoch && r.revision == next.revision);
+        let answers = |r: &Report| r.epoch == next.epoch && r.revision == next.revision;
+        let answered = self.report.as_ref().is_some_and(|r| answers(r) && (next.kernel.is_none() || r.kernel.is_some()));
         let silent = self.heard.is_none_or(|at| at.elapsed() >= SILENCE);
         if (!answered || silent) && self.sent.is_none_or(|at| at.elapsed() >= RESEND_EVERY) {
             self.send(next);
