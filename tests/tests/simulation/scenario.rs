@@ -2,6 +2,7 @@
 
 use super::{
     guest::Guest,
+    kernel,
     site::{Site, host},
 };
 use img_storage_model::{
@@ -42,6 +43,10 @@ pub const SCENARIOS: &[(&str, Play)] = &[
     ("k-read", |a| Box::pin(read(a))),
     ("k-pace", |a| Box::pin(pace(a))),
     ("k-import", |a| Box::pin(remote(a))),
+    ("k-original", |a| Box::pin(original(a))),
+    ("k-elsewhere", |a| Box::pin(kernel::elsewhere(a))),
+    ("k-warm", |a| Box::pin(kernel::warm(a))),
+    ("k-grow", |a| Box::pin(kernel::grow(a))),
 ];
 
 /// Plays one.
@@ -62,13 +67,13 @@ pub async fn play(site: &Arc<Site>, name: &str, seed: u64) -> Result<(), String>
 }
 
 const SIZE: u64 = 1 << 20;
-const LARGER: u64 = SIZE + 4 * Size::GRAIN;
+pub(super) const LARGER: u64 = SIZE + 4 * Size::GRAIN;
 
 /// The operator, with one volume and at most one guest.
 pub struct Act {
-    site: Arc<Site>,
-    volume: VolumeId,
-    guest: Option<Guest>,
+    pub(super) site: Arc<Site>,
+    pub(super) volume: VolumeId,
+    pub(super) guest: Option<Guest>,
     bytes: u64,
     seed: u64,
 }
@@ -172,7 +177,7 @@ impl Act {
         Err(format!("it cannot be read: {last}"))
     }
 
-    fn node(&self, n: usize) -> HostName {
+    pub(super) fn node(&self, n: usize) -> HostName {
         self.site.nodes[n].clone()
     }
 
@@ -187,17 +192,22 @@ impl Act {
     }
 
     /// Maps it, starts a guest if there is none, and waits until it is in the phase.
-    async fn map(&mut self, node: usize, sync: bool) -> Result<(), String> {
+    pub(super) async fn map(&mut self, node: usize, sync: bool) -> Result<(), String> {
         let name = self.node(node);
         self.excite();
         let request = Request::Map { volume: self.volume, node: name.clone(), sync, device: DeviceKind::Nbd };
         let there = name.clone();
         self.site.want(self.volume, request, |v| v.node.as_ref() == Some(&there) && v.sync == sync).await?;
         if self.guest.is_none() {
-            let blocks = usize::try_from(self.bytes / Size::GRAIN).unwrap_or(0);
-            self.guest = Some(Guest::start(&self.site.world, &name, self.volume, blocks, self.seed + node as u64));
+            self.guest_on(node);
         }
         Ok(())
+    }
+
+    /// A guest starts, which uses all of the volume.
+    pub(super) fn guest_on(&mut self, node: usize) {
+        let blocks = usize::try_from(self.bytes / Size::GRAIN).unwrap_or(0);
+        self.guest = Some(Guest::start(&self.site.world, &self.node(node), self.volume, blocks, self.seed + node as u64));
     }
 
     /// Asks in the original's words until it is so; an answer that nobody gets is asked for anew, which may not happen often.
@@ -245,26 +255,26 @@ impl Act {
         final_copy.map_err(|why| format!("it is unmapped, but on the NAS {why}"))
     }
 
-    async fn is(&self, phase: Phase) -> Result<(), String> {
+    pub(super) async fn is(&self, phase: Phase) -> Result<(), String> {
         self.excite();
         self.site.until(self.volume, &format!("{phase}"), |v| v.phase == phase && v.device.is_some()).await?;
         self.excite();
         Ok(())
     }
 
-    async fn guest_works(&self, millis: u64) {
+    pub(super) async fn guest_works(&self, millis: u64) {
         self.excite();
         sleep(Duration::from_millis(millis)).await;
     }
 
-    async fn guest_off(&mut self) {
+    pub(super) async fn guest_off(&mut self) {
         if let Some(guest) = self.guest.take() {
             guest.stop().await;
         }
     }
 
     /// Brings the NAS's copy up to date, and checks that it is when that was answered.
-    async fn sync(&self) -> Result<(), String> {
+    pub(super) async fn sync(&self) -> Result<(), String> {
         self.excite();
         let blocks = usize::try_from(self.bytes / Size::GRAIN).unwrap_or(0);
         for _ in 0..100 {
@@ -284,7 +294,7 @@ impl Act {
         Err("sync is always refused".to_owned())
     }
 
-    async fn unmap(&mut self, force: bool) -> Result<(), String> {
+    pub(super) async fn unmap(&mut self, force: bool) -> Result<(), String> {
         self.excite();
         if !force {
             self.guest_off().await;
@@ -331,10 +341,10 @@ impl Act {
         self.site.want(self.volume, request, |v| v.phase == Phase::Remote && !v.sync).await
     }
 
-    async fn grow(&mut self) -> Result<(), String> {
-        let size = Size::exact(LARGER).map_err(|f| f.to_string())?;
+    pub(super) async fn grow(&mut self, bytes: u64) -> Result<(), String> {
+        let size = Size::exact(bytes).map_err(|f| f.to_string())?;
         self.site.want(self.volume, Request::Resize { volume: self.volume, size }, |v| v.size == size).await?;
-        self.bytes = LARGER;
+        self.bytes = bytes;
         Ok(())
     }
 
@@ -480,7 +490,7 @@ async fn resize(act: &mut Act) -> Result<(), String> {
     act.is(Phase::Remote).await?;
     act.guest_works(200).await;
     act.unmap(false).await?;
-    act.grow().await?;
+    act.grow(LARGER).await?;
     act.map(0, true).await?;
     act.is(Phase::Local).await?;
     act.guest_works(300).await;

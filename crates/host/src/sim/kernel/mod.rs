@@ -11,12 +11,18 @@ mod dm;
 mod nas;
 mod node;
 mod stream;
+#[cfg(test)]
+mod tests;
 mod trouble;
 mod zvol;
 
 use super::{nas_state::Place, state::State};
 use dm::{Cow, Device};
-use img_storage_model::{Epoch, HostName, PoolName, Size, VolumeId, messages::{Endpoint, IscsiLogin}, node::kernel::Table};
+use img_storage_model::{
+    Epoch, HostName, PoolName, Size, VolumeId,
+    messages::{Endpoint, IscsiLogin},
+    node::kernel::Table,
+};
 use std::collections::{BTreeMap, BTreeSet};
 use stream::SimStream;
 use tokio::time::Instant;
@@ -27,6 +33,8 @@ use zvol::Zvol;
 pub(super) struct Kernel {
     pub nases: BTreeMap<HostName, Nas>,
     pub nodes: BTreeMap<HostName, BTreeMap<VolumeId, Volume>>,
+    /// So many blocks were streamed.
+    pub streamed: u64,
 }
 
 /// A NAS's machine.
