@@ -211,7 +211,7 @@ impl SimNode {
     async fn remove_device(&self, volume: VolumeId, force: bool) -> Done {
         // As `dmsetup remove --retry` does.
         let busy =
-            |s: &mut State| s.kernel.device(&self.name, volume).is_some_and(|d| d.busy_until > s.log.now && !(d.guest && !force));
+            |s: &mut State| s.kernel.device(&self.name, volume).is_some_and(|d| d.busy_until > s.log.now && (force || !d.guest));
         while self.world.with(busy) {
             self.world.change().await;
         }

@@ -149,7 +149,7 @@ pub(super) fn bring(record: &NodeRecord, f: &Seen<'_>, device: &Device, wanted: 
         }
         let size = fitting(record, f, wanted);
         let longer = device.size < size.bytes() && matches!(wanted, Table::Linear(_));
-        return longer.then(|| Decision::Do(NodeStep::Swap { table: wanted, size }));
+        return longer.then_some(Decision::Do(NodeStep::Swap { table: wanted, size }));
     }
     use Layer::{Local, Remote};
     let follows = match (is, wanted) {
