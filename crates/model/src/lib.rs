@@ -6,6 +6,7 @@
 
 pub mod api;
 pub mod attribute;
+pub mod dataset;
 pub mod decision;
 pub mod extents;
 pub mod fact;
@@ -18,7 +19,9 @@ pub mod node;
 pub mod original;
 pub mod schedule;
 pub mod size;
+pub mod stream;
 
+pub use dataset::{Dataset, Guid, Snapshot};
 pub use decision::Decision;
 pub use extents::{Extent, Extents};
 pub use fact::Fact;
