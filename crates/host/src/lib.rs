@@ -6,6 +6,7 @@
 pub mod digest;
 pub mod exec;
 pub mod image;
+pub mod kernel;
 pub mod nbd;
 pub mod net;
 pub mod qemu;
