@@ -17,12 +17,12 @@ use crate::{
 };
 use img_storage_host::net;
 use img_storage_host::qemu::{
-    Plane,
+    Daemons,
     nas::QemuNas,
     node::QemuNode,
     pool::{self, PoolError},
 };
-use img_storage_model::{Fault, HostName, Interval, PoolName, attribute::Defaults, messages::Role};
+use img_storage_model::{Fault, HostName, Interval, Plane, PoolName, attribute::Defaults, messages::Role};
 use std::{
     collections::BTreeMap,
     fs,
@@ -137,8 +137,8 @@ async fn join(layout: &Layout, config: &Config, socket: Option<PathBuf>, name: &
 }
 
 /// What a role's host verbs need: its storage daemons' directory and its certificates.
-fn plane(dir: &Path, pki: &Credentials, name: &HostName) -> Result<Plane, Fault> {
-    Ok(Plane::new(dir.join("run"), pki.of(name)?, pki::ORGANISATION))
+fn plane(dir: &Path, pki: &Credentials, name: &HostName) -> Result<Daemons, Fault> {
+    Ok(Daemons::new(dir.join("run"), pki.of(name)?, pki::ORGANISATION))
 }
 
 fn unusable(error: PoolError) -> Fault {
@@ -321,7 +321,13 @@ async fn start_node(
     let store = NodeStore::open(&dir.join(LEDGER), Commits::Grouped)?;
     let journal = Journal::open(&dir.join(JOURNAL))?;
     let host = QemuNode::new(plane(&dir, pki, name)?, LOCAL_POOL, pool, None).await;
-    let settings = node::Config { cluster: cluster(config)?, step_deadline: STEP_DEADLINE };
+    let settings = node::Config {
+        cluster: cluster(config)?,
+        planes: vec![Plane::Qemu],
+        initiator: None,
+        address: None,
+        step_deadline: STEP_DEADLINE,
+    };
     Node::start(settings, Arc::new(host), store, journal, member, Clock::System)
 }
 

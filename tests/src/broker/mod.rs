@@ -198,23 +198,20 @@ impl Broker {
     /// When it does not start; with the end of its log.
     pub async fn resume(&mut self) -> anyhow::Result<()> {
         let begun = Instant::now();
-        let before = fs::metadata(self.log()).map_or(0, |m| m.len());
         let out = File::options().create(true).append(true).open(self.path("out"))?;
         let mut command = self.command("rabbitmq-server");
         command.stdout(out.try_clone()?).stderr(out).process_group(0);
         self.server = Some(command.spawn().context("starting RabbitMQ")?);
-        loop {
-            let log = fs::read(self.log()).unwrap_or_default();
-            let new = String::from_utf8_lossy(log.get(usize::try_from(before)?..).unwrap_or_default()).into_owned();
-            if new.contains("Server startup complete") {
-                return Ok(());
-            }
+        // It listens last, when its definitions are loaded. Its log would not do: that drops what comes in a burst, and with a
+        // thousand users to make the line that says that it started is among it.
+        while !listens(self.ports.tls) {
             if let Some(status) = self.server.as_mut().map(Child::try_wait).transpose()?.flatten() {
                 bail!("RabbitMQ ended with {status}:\n{}", self.log_tail());
             }
             ensure!(begun.elapsed() < PATIENCE, "RabbitMQ does not start:\n{}", self.log_tail());
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
+        Ok(())
     }
 
     /// Stops it as its administrator would.
