@@ -143,7 +143,7 @@ async fn transfer(streams: &Streams, plan: &Plan, shown: &Mutex<Shown>) -> Resul
             let held = streams.holdings(&plan.peer, plan.volume, source).await?;
             let wanted = held.snapshots.iter().find(|held| held.name == to.name()).map(|held| held.guid);
             let wanted: Guid = wanted.ok_or_else(|| HostError(format!("there is no snapshot {to} on {}", plan.peer.host)))?;
-            streams.pull(&plan.peer, plan.volume, (from.as_ref(), &to), wanted, target, false, progress).await?
+            streams.pull(&plan.peer, plan.volume, (from.as_ref(), &to), wanted, target, progress).await?
         }
     };
     if let Some(discarded) = &moved.discarded {
