@@ -213,7 +213,9 @@ impl FromStr for Command {
             ("estimate", [from, to]) => Ask::Estimate(snapshots(&dataset, from, to)?),
             ("resume", [token]) => Ask::Send(Source::Rest { of: dataset, token: ResumeToken::new(*token)? }),
             ("estimate-resume", [token]) => Ask::Estimate(Source::Rest { of: dataset, token: ResumeToken::new(*token)? }),
-            ("receive", [epoch]) => Ask::Receive { into: dataset, epoch: number(epoch).ok_or_else(|| bad("its epoch is no number"))? },
+            ("receive", [epoch]) => {
+                Ask::Receive { into: dataset, epoch: number(epoch).ok_or_else(|| bad("its epoch is no number"))? }
+            }
             ("state", []) => Ask::State(dataset),
             ("discard", []) => Ask::Discard(dataset),
             _ => return Err(bad("its words fit none of send, resume, estimate, estimate-resume, receive, state and discard")),

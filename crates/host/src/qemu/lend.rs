@@ -1,9 +1,6 @@
 //! Storage daemons over block devices: how a front end fills or reads a volume of the kernel plane.
 
-use super::{
-    Daemons, GRACE, during, listening,
-    session::Session,
-};
+use super::{Daemons, GRACE, during, listening, session::Session};
 use crate::{HostError, qsd::Qsd};
 use img_storage_model::{Epoch, HostName, VolumeId, nas::NasLayer, nas::qemu::ExportFacts};
 use serde::{Deserialize, Serialize};
@@ -96,8 +93,7 @@ impl Lender {
             "driver": "host_device", "filename": device, "aio": "threads", "discard": "unmap", "read-only": !writable,
             "cache": {"direct": true},
         });
-        let disk =
-            json!({"driver": "raw", "node-name": "disk", "discard": "unmap", "read-only": !writable, "file": file});
+        let disk = json!({"driver": "raw", "node-name": "disk", "discard": "unmap", "read-only": !writable, "file": file});
         let export = json!({"type": "nbd", "id": to.name, "name": to.name, "node-name": "disk", "writable": writable});
         let mut args = self.daemons.gate(&self.listen, &to.peer, to.port)?;
         args.push(("--blockdev", disk));

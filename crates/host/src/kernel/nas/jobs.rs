@@ -136,9 +136,7 @@ async fn transfer(streams: &Streams, plan: &Plan, shown: &Mutex<Shown>) -> Resul
         shown.job.total = shown.job.total.max(bytes);
     };
     let moved = match plan.way {
-        Way::ToNode => {
-            streams.push(&plan.peer, plan.volume, plan.epoch, (from.as_ref(), &to), target, progress).await?
-        }
+        Way::ToNode => streams.push(&plan.peer, plan.volume, plan.epoch, (from.as_ref(), &to), target, progress).await?,
         Way::FromNode => {
             let held = streams.holdings(&plan.peer, plan.volume, source).await?;
             let wanted = held.snapshots.iter().find(|held| held.name == to.name()).map(|held| held.guid);

@@ -37,8 +37,7 @@ impl Steps<'_> {
             Some(dm::Table::None) => (Err("it has no table".to_owned()), 0),
             Some(dm::Table::Other(lines)) => (Err(lines), 0),
         };
-        let mut device =
-            Device { epoch, table, size, suspended: state.suspended, open: state.open, merge: None, broken: None };
+        let mut device = Device { epoch, table, size, suspended: state.suspended, open: state.open, merge: None, broken: None };
         if matches!(device.table, Ok(Table::Overlay(_) | Table::Merge(_))) {
             match dm.overlay(name).await? {
                 Some(dm::Overlay::Used { allocated, bookkeeping, .. }) if matches!(device.table, Ok(Table::Merge(_))) => {
@@ -93,9 +92,7 @@ impl Steps<'_> {
         };
         Ok(match table {
             Table::Linear(_) => dm::Layer::Linear { device },
-            Table::Overlay(_) => {
-                dm::Layer::Snapshot { origin: device, overlay: self.zvol(&self.overlay).await?, chunk: CHUNK }
-            }
+            Table::Overlay(_) => dm::Layer::Snapshot { origin: device, overlay: self.zvol(&self.overlay).await?, chunk: CHUNK },
             Table::Merge(_) => {
                 dm::Layer::SnapshotMerge { origin: device, overlay: self.zvol(&self.overlay).await?, chunk: CHUNK }
             }
