@@ -6,6 +6,7 @@
 
 pub mod api;
 pub mod attribute;
+pub mod broker;
 pub mod decision;
 pub mod extents;
 pub mod fact;
