@@ -194,16 +194,14 @@ async fn mapper(words: &[&str]) -> Said {
             show(&dm.swap(name, parse(size)?, &layer(rest)?, order).await?)
         }
         ["load", name, size, ref rest @ ..] => show(&dm.load(name, parse(size)?, &layer(rest)?).await?),
-        ["merged", name] => {
-            loop {
-                match dm.overlay(name).await? {
-                    Some(overlay) if overlay.is_merged() => return show(&overlay),
-                    Some(block) => println!("{block:?}"),
-                    None => return Err("it has no overlay".into()),
-                }
-                tokio::time::sleep(Duration::from_millis(100)).await;
+        ["merged", name] => loop {
+            match dm.overlay(name).await? {
+                Some(overlay) if overlay.is_merged() => return show(&overlay),
+                Some(block) => println!("{block:?}"),
+                None => return Err("it has no overlay".into()),
             }
-        }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        },
         ["suspend", name] => show(&dm.suspend(name).await?),
         ["resume", name] => show(&dm.resume(name).await?),
         ["clear", name] => show(&dm.clear(name).await?),

@@ -190,7 +190,7 @@ impl Dm {
 
     /// Makes a device of `size` bytes, if it is not there yet; its node is there when this returns.
     ///
-    /// udev is told to leave it alone: what a guest has on its disk (partitions, LVM, a RAID) is nothing for this host.
+    /// The program makes the node itself, see [`exec`]: udev's links come later, if at all.
     ///
     /// # Errors
     /// When it cannot be made, or is there and is another one or lies over something else.
@@ -198,8 +198,15 @@ impl Dm {
         if !uuid.starts_with(&self.prefix) {
             return Err(HostError(format!("{uuid:?} cannot be the UUID of {name}: it does not begin with {:?}", self.prefix)));
         }
+        if !name.starts_with(|c: char| c.is_ascii_alphanumeric())
+            || !name.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c))
+        {
+            return Err(HostError(format!(
+                "{name:?} cannot be the name of a device: it is made of letters, digits, '.', '_' and '-'"
+            )));
+        }
         let table = layer.table(sectors(name, size)?);
-        let args = ["create", name, "--uuid", uuid, "--noudevrules", "--noudevsync", "--table", &table];
+        let args = ["create", name, "--uuid", uuid, "--table", &table];
         let done = match self.find(name).await? {
             Some(state) if state.uuid == uuid && !state.live => self.complete(name, &table).await,
             Some(_) => Ok(()),
@@ -228,7 +235,7 @@ impl Dm {
     /// A device that was made by a daemon that died before it got its table.
     async fn complete(&self, name: &str, table: &str) -> Result<(), HostError> {
         self.run(&["load", name, "--table", table], CHANGE).await?;
-        self.run(&["resume", "--noudevrules", "--noudevsync", name], CHANGE).await.map(drop)
+        self.run(&["resume", name], CHANGE).await.map(drop)
     }
 
     /// Holds everything on the device; what is under way is waited for. Nothing happens when it is suspended.
@@ -255,7 +262,7 @@ impl Dm {
     /// # Errors
     /// When it does not go on.
     pub async fn resume(&self, name: &str) -> Result<(), HostError> {
-        let done = self.run(&["resume", "--noudevrules", "--noudevsync", name], CHANGE).await;
+        let done = self.run(&["resume", name], CHANGE).await;
         self.expect(name, done, |state| !state.suspended && !state.pending).await
     }
 
@@ -279,7 +286,7 @@ impl Dm {
             self.resume(name).await?;
         }
         // It is busy for a moment after it was written; the program tries for five seconds.
-        let done = self.run(&["remove", "--retry", "--noudevrules", "--noudevsync", name], CHANGE).await;
+        let done = self.run(&["remove", "--retry", name], CHANGE).await;
         match self.find(name).await? {
             None => Ok(()),
             Some(left) => {
