@@ -14,7 +14,7 @@ use img_storage_host::{
         zfs::{NewVolume, VOLUME, Zfs},
     },
 };
-use img_storage_model::{Dataset, Guid, Snapshot, VolumeId, stream::Source};
+use img_storage_model::{Dataset, Epoch, Guid, Snapshot, VolumeId, stream::Source};
 use std::{error::Error, path::PathBuf, str::FromStr, time::Duration, time::Instant};
 
 const IQN: &str = "iqn.2024-01.test.trial:";
@@ -257,13 +257,13 @@ async fn stream(words: &[&str]) -> Said {
         ("discard", [of]) => show(&streams.discard(&peer, volume, &parse::<Dataset>(of)?).await?),
         ("estimate-pull", [to]) => show(&streams.estimate_pull(&peer, volume, &Source::whole(parse(to)?)).await?),
         ("estimate", [to]) => show(&streams.local.estimate(&Source::whole(parse(to)?)).await?),
-        ("push", [old, to, into, rest @ ..]) => {
+        ("push", [epoch, old, to, into]) => {
             let (from, to) = (from(old)?, parse::<Snapshot>(to)?);
-            show(&streams.push(&peer, volume, (from.as_ref(), &to), &parse(into)?, !rest.is_empty(), progress).await?)
+            show(&streams.push(&peer, volume, Epoch(parse(epoch)?), (from.as_ref(), &to), &parse(into)?, progress).await?)
         }
-        ("pull", [old, to, wanted, into, rest @ ..]) => {
+        ("pull", [old, to, wanted, into]) => {
             let (from, to, wanted) = (from(old)?, parse::<Snapshot>(to)?, Guid(parse(wanted)?));
-            show(&streams.pull(&peer, volume, (from.as_ref(), &to), wanted, &parse(into)?, !rest.is_empty(), progress).await?)
+            show(&streams.pull(&peer, volume, (from.as_ref(), &to), wanted, &parse(into)?, progress).await?)
         }
         _ => Err("which verb of stream?".into()),
     }

@@ -9,6 +9,7 @@ pub mod image;
 pub mod kernel;
 pub mod nbd;
 pub mod net;
+pub mod planes;
 pub mod qemu;
 pub mod qmp;
 pub mod qsd;

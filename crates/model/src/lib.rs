@@ -6,6 +6,7 @@
 
 pub mod api;
 pub mod attribute;
+pub mod broker;
 pub mod dataset;
 pub mod decision;
 pub mod extents;

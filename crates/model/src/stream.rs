@@ -5,7 +5,7 @@
 //! its own type, so there is nothing in it that a program could take for an option, a path or another command.
 //! Every line says the volume, which the dataset's mark has to name.
 
-use crate::{Dataset, Fault, Guid, Snapshot, VolumeId};
+use crate::{Dataset, Epoch, Fault, Guid, Snapshot, VolumeId};
 use serde::{Deserialize, Serialize};
 use std::{fmt, str::FromStr};
 
@@ -109,8 +109,9 @@ pub enum Ask {
     Receive {
         /// Into which.
         into: Dataset,
-        /// Whether what was written to it since its newest snapshot may be thrown away.
-        rollback: bool,
+        /// The mapping whose stream it is. A zvol that is there takes it only when its mark says so: ZFS would receive into one that is
+        /// the newest there is.
+        epoch: Epoch,
     },
     /// Tell what there is: the answer is a [`Holdings`].
     State(Dataset),
@@ -184,8 +185,7 @@ impl fmt::Display for Command {
         match &self.ask {
             Ask::Send(what) => source(f, "send", "resume", what),
             Ask::Estimate(what) => source(f, "estimate", "estimate-resume", what),
-            Ask::Receive { into, rollback: false } => write!(f, "receive {volume} {into}"),
-            Ask::Receive { into, rollback: true } => write!(f, "receive {volume} {into} rollback"),
+            Ask::Receive { into, epoch } => write!(f, "receive {volume} {into} {epoch}"),
             Ask::State(of) => write!(f, "state {volume} {of}"),
             Ask::Discard(of) => write!(f, "discard {volume} {of}"),
         }
@@ -213,14 +213,20 @@ impl FromStr for Command {
             ("estimate", [from, to]) => Ask::Estimate(snapshots(&dataset, from, to)?),
             ("resume", [token]) => Ask::Send(Source::Rest { of: dataset, token: ResumeToken::new(*token)? }),
             ("estimate-resume", [token]) => Ask::Estimate(Source::Rest { of: dataset, token: ResumeToken::new(*token)? }),
-            ("receive", []) => Ask::Receive { into: dataset, rollback: false },
-            ("receive", ["rollback"]) => Ask::Receive { into: dataset, rollback: true },
+            ("receive", [epoch]) => {
+                Ask::Receive { into: dataset, epoch: number(epoch).ok_or_else(|| bad("its epoch is no number"))? }
+            }
             ("state", []) => Ask::State(dataset),
             ("discard", []) => Ask::Discard(dataset),
             _ => return Err(bad("its words fit none of send, resume, estimate, estimate-resume, receive, state and discard")),
         };
         Ok(Self { volume: id, ask })
     }
+}
+
+/// An epoch, as it is written.
+fn number(text: &str) -> Option<Epoch> {
+    text.parse().ok().map(Epoch).filter(|epoch| epoch.to_string() == text)
 }
 
 fn snapshots(of: &Dataset, from: &str, to: &str) -> Result<Source, Fault> {
@@ -244,8 +250,8 @@ mod tests {
             "send ID loc/vol1 s1 s2",
             "estimate ID loc/vol1 s1 s2",
             "resume ID loc/vol1 1-c74259f06-f0-789c636064000310a500c4ec50360710e72765a5269730304005e0",
-            "receive ID loc/img/vol1",
-            "receive ID loc/img/vol1 rollback",
+            "receive ID loc/img/vol1 0",
+            "receive ID loc/img/vol1 17",
             "state ID loc/vol1",
             "discard ID loc/vol1",
         ] {
@@ -273,6 +279,9 @@ mod tests {
             "resume ID loc/vol1 1-c-f0-789z",
             "resume ID loc/vol1 -n",
             "receive ID loc/vol1 -F",
+            "receive ID loc/vol1",
+            "receive ID loc/vol1 07",
+            "receive ID loc/vol1 +7",
             "receive ID",
             "destroy ID loc/vol1",
             "SEND ID loc/vol1 - s1",
@@ -315,7 +324,7 @@ mod tests {
         prop_oneof![
             source().prop_map(Ask::Send),
             source().prop_map(Ask::Estimate),
-            (dataset(), any::<bool>()).prop_map(|(into, rollback)| Ask::Receive { into, rollback }),
+            (dataset(), any::<u64>()).prop_map(|(into, epoch)| Ask::Receive { into, epoch: Epoch(epoch) }),
             dataset().prop_map(Ask::State),
             dataset().prop_map(Ask::Discard),
         ]

@@ -9,6 +9,7 @@ pub use proxy::Proxy;
 
 use crate::processes;
 use anyhow::{Context as _, bail, ensure};
+use img_storage_model::{HostName, broker::rights};
 use rand::RngExt as _;
 use std::{
     ffi::OsString,
@@ -120,18 +121,18 @@ impl Broker {
             serde_json::json!({"name": name, "password_hash": PASSWORD_HASH,
                 "hashing_algorithm": "rabbit_password_hashing_sha256", "tags": []})
         };
-        // A host may take its own name and no other; everything else it declares is named by the broker.
-        let allowed = |name: &str, own: &str| {
-            serde_json::json!({"user": name, "vhost": VHOST,
-                "configure": format!(r"^(amq\.gen-.*|rocks\.vm-manage|img-storage\.name\.{own})$"),
-                "write": r"^(amq\.gen-.*|rocks\.vm-manage|amq\.default)$",
-                "read": r"^(amq\.gen-.*|rocks\.vm-manage)$"})
+        let allowed = |name: &str, host: Option<&HostName>| {
+            let [configure, write, read] = rights(host);
+            serde_json::json!({"user": name, "vhost": VHOST, "configure": configure, "write": write, "read": read})
         };
-        let permissions = hosts.iter().map(|h| allowed(h, &h.replace('.', r"\."))).chain([allowed(SHARED_USER, ".*")]);
+        let mut permissions = vec![allowed(SHARED_USER, None)];
+        for host in hosts {
+            permissions.push(allowed(host, Some(&host.parse()?)));
+        }
         let definitions = serde_json::json!({
             "users": hosts.iter().copied().chain([SHARED_USER]).map(user).collect::<Vec<_>>(),
             "vhosts": [{"name": VHOST}],
-            "permissions": permissions.collect::<Vec<_>>(),
+            "permissions": permissions,
         });
         Ok(fs::write(self.path("definitions.json"), definitions.to_string())?)
     }

@@ -6,8 +6,8 @@
 use crate::stop::Done;
 use clap::Args;
 use img_storage_host::kernel::{
+    marks,
     stream::{Served, Side, serve},
-    zfs::Zfs,
 };
 use img_storage_model::{Dataset, Fault};
 use std::io::Write;
@@ -26,8 +26,9 @@ impl Stream {
             Fault::invalid("no request: SSH_ORIGINAL_COMMAND is not set")
                 .next("this is for sshd to start, as the forced command of a NAS's key")
         })?;
-        let side = Side::new(Zfs::new([]), self.within);
-        let served = crate::follow::block_on(async move { serve(&side, &line).await.map_err(|error| Fault::failed(error.0).into()) });
+        let side = Side::new(marks::zfs(), self.within);
+        let served =
+            crate::follow::block_on(async move { serve(&side, &line).await.map_err(|error| Fault::failed(error.0).into()) });
         let Served(answer) = served?;
         std::io::stdout().lock().write_all(answer.as_bytes())?;
         Ok(())

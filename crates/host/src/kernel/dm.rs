@@ -8,6 +8,7 @@
 //! it. Where the tables allow it ([`Order::LoadFirst`]) a swap therefore does not suspend in a step of its own: to resume a running
 //! device that has a table pending is one call to the kernel, which suspends, swaps and resumes.
 
+mod cut;
 mod parse;
 mod swap;
 

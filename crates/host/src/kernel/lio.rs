@@ -106,7 +106,16 @@ impl Lio {
     /// When it cannot be told.
     pub async fn list(&self) -> Result<(Vec<Target>, Vec<Backstore>), HostError> {
         let lio = self.clone();
-        blocking("cannot list the exports of this host", LOOK, move || lio.read_all()).await
+        blocking("cannot list the exports of this host", LOOK, move || lio.read_all("")).await
+    }
+
+    /// What of ours has `part` in its name. The others are not looked into, so that this costs the same however many there are.
+    ///
+    /// # Errors
+    /// When it cannot be told.
+    pub async fn of(&self, part: &str) -> Result<(Vec<Target>, Vec<Backstore>), HostError> {
+        let (lio, wanted) = (self.clone(), part.to_owned());
+        blocking(format!("cannot look for the exports of {part}"), LOOK, move || lio.read_all(&wanted)).await
     }
 
     /// The target of this name; nothing when there is none.

@@ -1,5 +1,7 @@
-//! The verbs of the kernel plane: ZFS, the kernel's iSCSI target, open-iscsi, device-mapper, block devices, and streams
-//! between hosts. No planner is here and no memory: each verb looks, does one thing where it is not done yet, and looks again.
+//! The kernel plane: ZFS, the kernel's iSCSI target, open-iscsi, device-mapper, block devices, and streams between hosts.
+//!
+//! [`nas::KernelNas`] and [`node::KernelNode`] carry out the steps of the model, by the verbs of the other modules. In those is no
+//! planner and no memory: each verb looks, does one thing where it is not done yet, and looks again.
 //!
 //! What holds for all of them:
 //! - Every verb ends: programs have deadlines ([`crate::exec`]), and so has work on `/sys`, which the kernel may hold up
@@ -14,6 +16,9 @@ pub mod block;
 pub mod dm;
 pub mod iscsi;
 pub mod lio;
+pub mod marks;
+pub mod nas;
+pub mod node;
 pub mod stream;
 pub mod zfs;
 

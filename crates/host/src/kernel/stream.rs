@@ -22,7 +22,7 @@ use crate::{
     exec::{self, Program},
 };
 use img_storage_model::{
-    Dataset, Guid, Snapshot, VolumeId,
+    Dataset, Epoch, Guid, Snapshot, VolumeId,
     stream::{Ask, Command, Holdings, Source},
 };
 use std::{
@@ -116,8 +116,7 @@ impl Streams {
     }
 
     /// Brings a snapshot of a zvol here to `into` on a node: as a difference from the snapshot `from`, which both have, or whole. Goes on
-    /// where an earlier stream of the same snapshot was cut off. `rollback` allows the node to throw away what was written to `into`
-    /// since its newest snapshot. `progress` is told the bytes so far.
+    /// where an earlier stream of the same snapshot was cut off. The node's zvol has to take streams of `epoch`. `progress` is told the bytes so far.
     ///
     /// # Errors
     /// When the node does not have the snapshot afterwards; repeated, it goes on.
@@ -125,9 +124,9 @@ impl Streams {
         &self,
         peer: &Peer,
         volume: VolumeId,
+        epoch: Epoch,
         (from, to): (Option<&Snapshot>, &Snapshot),
         into: &Dataset,
-        rollback: bool,
         progress: impl FnMut(u64),
     ) -> Result<Moved, HostError> {
         let began = Instant::now();
@@ -148,7 +147,7 @@ impl Streams {
             }
         }
         let resumed = matches!(source, Source::Rest { .. });
-        let remote = Command { volume, ask: Ask::Receive { into: into.clone(), rollback } };
+        let remote = Command { volume, ask: Ask::Receive { into: into.clone(), epoch } };
         let (send, receive) = (self.local.send(&source), self.remote(peer, &remote));
         let what = || format!("the stream of {to} to {into} on {}", peer.host);
         let bytes = exec::pipe(&send, &receive, STALL, progress).await.map_err(|why| fault(what(), why, ""))?;
@@ -162,7 +161,6 @@ impl Streams {
     ///
     /// # Errors
     /// When this side does not have the snapshot afterwards; repeated, it goes on.
-    #[expect(clippy::too_many_arguments, reason = "the same as push, with the identity that only the caller knows")]
     pub async fn pull(
         &self,
         peer: &Peer,
@@ -170,7 +168,6 @@ impl Streams {
         (from, to): (Option<&Snapshot>, &Snapshot),
         wanted: Guid,
         into: &Dataset,
-        rollback: bool,
         progress: impl FnMut(u64),
     ) -> Result<Moved, HostError> {
         let began = Instant::now();
@@ -192,7 +189,7 @@ impl Streams {
         }
         let resumed = matches!(source, Source::Rest { .. });
         let remote = Command { volume, ask: Ask::Send(source) };
-        let receive = self.local.receive(volume, into, rollback).await?;
+        let receive = self.local.receive(volume, into, None).await?;
         let what = || format!("the stream of {to} on {} to {into}", peer.host);
         let bytes =
             exec::pipe(&self.remote(peer, &remote), &receive, STALL, progress).await.map_err(|why| fault(what(), why, ""))?;

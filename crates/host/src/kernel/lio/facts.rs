@@ -88,15 +88,15 @@ impl Login {
 }
 
 impl Lio {
-    pub(super) fn read_all(&self) -> Result<(Vec<Target>, Vec<Backstore>), HostError> {
+    pub(super) fn read_all(&self, part: &str) -> Result<(Vec<Target>, Vec<Backstore>), HostError> {
         let (mut targets, mut backstores) = (Vec::new(), Vec::new());
         for name in names(&self.root.join("iscsi"))?.unwrap_or_default() {
-            if name.starts_with(&self.targets) {
+            if name.starts_with(&self.targets) && name.contains(part) {
                 targets.extend(self.read_target(&name)?);
             }
         }
         for name in names(&self.root.join("core").join(ADAPTER))?.unwrap_or_default() {
-            if name.starts_with(&self.backstores) {
+            if name.starts_with(&self.backstores) && name.contains(part) {
                 backstores.extend(self.read_backstore(&name)?);
             }
         }

@@ -3,10 +3,15 @@
 use crate::{
     HostError,
     exec::{self, Program},
-    kernel::{fault, program, zfs::VOLUME, zfs::Zfs},
+    kernel::{
+        fault,
+        marks::{self, RECEIVES},
+        program,
+        zfs::{VOLUME, Zfs},
+    },
 };
 use img_storage_model::{
-    Dataset, Guid, Snapshot, VolumeId,
+    Dataset, Epoch, Guid, Snapshot, VolumeId,
     stream::{Held, Holdings, ResumeToken, Source},
 };
 use std::{path::PathBuf, time::Duration};
@@ -135,24 +140,38 @@ impl Side {
     }
 
     /// The program that receives into a zvol, once it is made sure that it may: it is the volume's, or not there and made with its mark;
-    /// and nobody uses it.
+    /// and nobody uses it. With an epoch, a zvol that is there has to take that epoch's streams.
     ///
     /// # Errors
     /// Saying what is against it.
-    pub(super) async fn receive(&self, volume: VolumeId, into: &Dataset, rollback: bool) -> Result<Program, HostError> {
+    pub(super) async fn receive(&self, volume: VolumeId, into: &Dataset, epoch: Option<Epoch>) -> Result<Program, HostError> {
         let mark = format!("{VOLUME}={volume}");
+        let receives = epoch.map(|epoch| format!("{RECEIVES}={epoch}"));
         let mut args = vec!["receive", "-s", "-u"];
         let there = self.check(volume, into).await?;
         if there {
             self.zfs.refuse_in_use(into, "received into").await?;
+            if let Some(epoch) = epoch {
+                self.takes(into, epoch).await?;
+            }
         } else {
-            args.extend(["-o", &mark]);
-        }
-        if rollback {
-            args.push("-F");
+            // Partitions and volume groups of a guest are nothing for this host.
+            args.extend(["-o", "volmode=dev", "-o", "snapdev=hidden", "-o", &mark]);
+            args.extend(receives.iter().flat_map(|receives| ["-o", receives.as_str()]));
         }
         args.push(into.as_str());
         Ok(Program::new(&self.program, args))
+    }
+
+    /// Makes sure that a zvol takes the streams of an epoch.
+    async fn takes(&self, into: &Dataset, epoch: Epoch) -> Result<(), HostError> {
+        let found = self.zfs.volume(into).await?;
+        let takes = found.as_ref().and_then(|zvol| marks::epoch_in(zvol, RECEIVES));
+        if takes == Some(epoch) {
+            return Ok(());
+        }
+        let what = takes.map_or_else(|| "no streams".to_owned(), |other| format!("streams of epoch {other}"));
+        Err(HostError(format!("{into} takes {what} now, not of epoch {epoch}; nothing is received")))
     }
 
     /// Whether a zvol is there, which may be spoken of in a stream of this volume.

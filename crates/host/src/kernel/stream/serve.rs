@@ -38,7 +38,7 @@ pub async fn serve(side: &Side, line: &str) -> Result<Served, HostError> {
             check_source(side, volume, &source).await?;
             Err(become_program(&side.send(&source)))
         }
-        Ask::Receive { into, rollback } => Err(become_program(&side.receive(volume, &into, rollback).await?)),
+        Ask::Receive { into, epoch } => Err(become_program(&side.receive(volume, &into, Some(epoch)).await?)),
     }
 }
 

@@ -8,6 +8,7 @@
 mod change;
 mod destroy;
 mod parse;
+mod reserve;
 
 use super::{fault, program};
 use crate::{HostError, exec};
