@@ -199,6 +199,13 @@ impl Dm {
         if !uuid.starts_with(&self.prefix) {
             return Err(HostError(format!("{uuid:?} cannot be the UUID of {name}: it does not begin with {:?}", self.prefix)));
         }
+        if !name.starts_with(|c: char| c.is_ascii_alphanumeric())
+            || !name.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c))
+        {
+            return Err(HostError(format!(
+                "{name:?} cannot be the name of a device: it is made of letters, digits, '.', '_' and '-'"
+            )));
+        }
         let table = layer.table(sectors(name, size)?);
         let args = ["create", name, "--uuid", uuid, "--table", &table];
         let done = match self.find(name).await? {
@@ -274,7 +281,7 @@ impl Dm {
     /// # Errors
     /// When it is still there; who holds it is told by [`super::block::holders`].
     pub async fn remove(&self, name: &str) -> Result<(), HostError> {
-        let Some(state) = self.find(name).await? else { return Ok(()) };
+        let Some(state) = self.find(name).await? else { return self.sweep(name).await };
         if state.suspended {
             // What waits on it would wait for ever.
             self.resume(name).await?;
@@ -282,13 +289,26 @@ impl Dm {
         // It is busy for a moment after it was written; the program tries for five seconds.
         let done = self.run(&["remove", "--retry", name], CHANGE).await;
         match self.find(name).await? {
-            None => Ok(()),
+            None => self.sweep(name).await,
             Some(left) => {
                 let holders = super::block::holders(left.number).await.unwrap_or_default();
                 let held: Vec<String> = holders.iter().map(ToString::to_string).collect();
                 let why = done.err().map_or_else(|| "it is still there".to_owned(), |error| error.to_string());
                 Err(HostError(format!("the device {name} cannot be removed: {why}; held by: {}", list(&held))))
             }
+        }
+    }
+
+    /// Takes away the node of a device that is gone, as a removal by somebody's hand leaves it: its number may soon be another's.
+    async fn sweep(&self, name: &str) -> Result<(), HostError> {
+        let path = Self::path(name);
+        if path.symlink_metadata().is_err() {
+            return Ok(());
+        }
+        self.run(&["mknodes", name], CHANGE).await?;
+        match path.symlink_metadata() {
+            Ok(_) => Err(HostError(format!("{} is left although there is no such device; remove it by hand", path.display()))),
+            Err(_) => Ok(()),
         }
     }
 

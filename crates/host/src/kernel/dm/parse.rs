@@ -115,9 +115,9 @@ mod tests {
     #[test]
     fn overlays() {
         let used = |text: &str| overlay(text).unwrap();
-        let full = Some(Overlay::Used { allocated: 3872, total: 163_840, bookkeeping: 32 });
-        assert_eq!(used("0 131072 snapshot 3872/163840 32\n"), full);
-        assert!(!full.unwrap().is_merged());
+        let full = Overlay::Used { allocated: 3872, total: 163_840, bookkeeping: 32 };
+        assert_eq!(used("0 131072 snapshot 3872/163840 32\n"), Some(full));
+        assert!(!full.is_merged());
         assert!(used("0 131072 snapshot-merge 32/163840 32 \n").unwrap().is_merged());
         assert_eq!(used("0 131072 snapshot Invalid"), Some(Overlay::Invalid));
         assert_eq!(used("0 131072 snapshot Overflow"), Some(Overlay::Overflow));

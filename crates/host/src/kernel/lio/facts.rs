@@ -166,6 +166,42 @@ impl Lio {
     }
 }
 
+/// Where targetcli keeps what it restores at a boot.
+const SAVED: [&str; 2] = ["/etc/rtslib-fb-target/saveconfig.json", "/etc/target/saveconfig.json"];
+
+impl Lio {
+    /// The targets of ours that targetcli has saved, as it does with all when it is left. They would come back at the next boot by
+    /// themselves, as they were: with an initiator that may since have been locked out, before any daemon of ours can see to it.
+    ///
+    /// # Errors
+    /// When it cannot be told.
+    pub fn saved_by_targetcli(&self) -> Result<Vec<String>, HostError> {
+        let mut found = Vec::new();
+        for path in SAVED.map(Path::new) {
+            if let Some(text) = text(path)? {
+                found.extend(
+                    self.saved_in(&text).map_err(|why| HostError(format!("{} cannot be understood: {why}", path.display())))?,
+                );
+            }
+        }
+        Ok(found)
+    }
+
+    fn saved_in(&self, text: &str) -> serde_json::Result<Vec<String>> {
+        #[derive(serde::Deserialize)]
+        struct Saved {
+            #[serde(default)]
+            targets: Vec<Name>,
+        }
+        #[derive(serde::Deserialize)]
+        struct Name {
+            wwn: String,
+        }
+        let saved: Saved = serde_json::from_str(text)?;
+        Ok(saved.targets.into_iter().map(|target| target.wwn).filter(|name| name.starts_with(&self.targets)).collect())
+    }
+}
+
 /// The number of a `lun_N` directory.
 fn lun_number(name: &str) -> Option<u64> {
     name.strip_prefix("lun_")?.parse().ok()
@@ -323,6 +359,16 @@ mod tests {
         }
         assert!(Lio::new(dir.path(), "", "").withdraw(TARGET, "trial-v1").await.is_err(), "no prefix is no licence");
         assert!(dir.path().join("core/iblock_7300/trial-v1/enable").exists());
+    }
+
+    #[test]
+    fn what_targetcli_saved_of_ours() {
+        let lio = Lio::new("/none", "iqn.2024-01.test.trial:", "trial-");
+        let text = r#"{"fabric_modules": [], "storage_objects": [{"name": "trial-v1", "plugin": "block"}],
+            "targets": [{"fabric": "iscsi", "tpgs": [], "wwn": "iqn.2024-01.test.trial:v1"}, {"wwn": "iqn.2003-01.org.other:x"}]}"#;
+        assert_eq!(lio.saved_in(text).unwrap(), ["iqn.2024-01.test.trial:v1"]);
+        assert_eq!(lio.saved_in("{}").unwrap(), [""; 0]);
+        assert!(lio.saved_in("").is_err());
     }
 
     #[test]
