@@ -5,6 +5,10 @@
 //! exit status is reported, never interpreted from the text it printed: a caller that wants to know *why* looks at the
 //! host again.
 
+mod pipe;
+
+pub use pipe::{Program, pipe};
+
 use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::io;

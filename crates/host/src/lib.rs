@@ -6,8 +6,10 @@
 pub mod digest;
 pub mod exec;
 pub mod image;
+pub mod kernel;
 pub mod nbd;
 pub mod net;
+pub mod planes;
 pub mod qemu;
 pub mod qmp;
 pub mod qsd;
@@ -15,10 +17,10 @@ pub mod rabbitmq;
 pub mod sim;
 
 use img_storage_model::{
-    PoolName, VolumeId, VolumeName,
+    Plane, PoolName, VolumeId, VolumeName,
     messages::{DeviceKind, Holder, PoolReport},
-    nas::{NasFacts, NasStep},
-    node::{NodeFacts, NodeStep, StepResult},
+    nas,
+    node::{self, NodeVolume, StepResult},
 };
 use std::{future::Future, pin::Pin};
 
@@ -34,13 +36,13 @@ pub struct HostError(pub String);
 /// The verbs of a node.
 pub trait NodeHost: Send + Sync {
     /// What is there of this volume.
-    fn observe(&self, volume: VolumeId) -> Work<'_, NodeFacts>;
+    fn observe(&self, volume: NodeVolume) -> Work<'_, node::Facts>;
     /// Carries a step out.
-    fn run(&self, volume: VolumeId, step: NodeStep) -> Work<'_, Result<StepResult, HostError>>;
-    /// What a guest uses to reach the volume: an NBD URI or a socket's path.
-    fn device(&self, volume: VolumeId, kind: DeviceKind) -> String;
+    fn run(&self, volume: NodeVolume, step: node::Step) -> Work<'_, Result<StepResult, HostError>>;
+    /// What a guest uses to reach the volume: an NBD URI, or the path of a socket or a block device.
+    fn device(&self, volume: &NodeVolume, kind: DeviceKind) -> String;
     /// Who is connected to the guest's device now.
-    fn users(&self, volume: VolumeId) -> Work<'_, Result<Vec<Holder>, HostError>>;
+    fn users(&self, volume: NodeVolume) -> Work<'_, Result<Vec<Holder>, HostError>>;
     /// The pool for local copies.
     fn pools(&self) -> Work<'_, Vec<PoolReport>>;
 }
@@ -48,9 +50,9 @@ pub trait NodeHost: Send + Sync {
 /// The verbs of a NAS. A volume is found by its pool and name; its identity is checked against the mark.
 pub trait NasHost: Send + Sync {
     /// What is there of this volume.
-    fn observe(&self, volume: VolumeRef) -> Work<'_, NasFacts>;
+    fn observe(&self, volume: VolumeRef) -> Work<'_, nas::Facts>;
     /// Carries a step out.
-    fn run(&self, volume: VolumeRef, step: NasStep) -> Work<'_, Result<StepResult, HostError>>;
+    fn run(&self, volume: VolumeRef, step: nas::Step) -> Work<'_, Result<StepResult, HostError>>;
     /// The pools and their room.
     fn pools(&self) -> Work<'_, Vec<PoolReport>>;
     /// A TCP port nobody listens on now.
@@ -66,6 +68,13 @@ pub struct VolumeRef {
     pub pool: PoolName,
     /// Its name.
     pub name: VolumeName,
+    /// What carries its data.
+    pub plane: Plane,
+}
+
+/// A host, or a simulated one, that has no such plane.
+pub fn other_plane(plane: Plane) -> HostError {
+    HostError(format!("this host does not serve the {plane} plane"))
 }
 
 /// Identity of the machine's boot; empty where it cannot be told, which then counts as one and the same.

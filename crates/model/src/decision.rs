@@ -14,3 +14,16 @@ pub enum Decision<S, C> {
     /// Everything is as it is wanted.
     Rest,
 }
+
+impl<S, C> Decision<S, C> {
+    /// The same decision with its effect in other words.
+    pub fn map<T>(self, word: impl FnOnce(S) -> T) -> Decision<T, C> {
+        match self {
+            Decision::Do(step) => Decision::Do(word(step)),
+            Decision::Record(change) => Decision::Record(change),
+            Decision::Wait(why) => Decision::Wait(why),
+            Decision::Stuck(why) => Decision::Stuck(why),
+            Decision::Rest => Decision::Rest,
+        }
+    }
+}

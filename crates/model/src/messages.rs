@@ -4,10 +4,11 @@
 //! carry whole states, so that the newest alone is enough; requests carry an id, so that a repeated one gets the stored answer.
 
 use crate::{
-    Epoch, Fault, HostName, RequestId, Size, SnapshotId, VolumeId,
+    Epoch, Fault, HostName, Plane, RequestId, Size, SnapshotId, VolumeId,
     api::{Answer, Request},
     attribute::Speeds,
     node::PushResult,
+    snapshot::Snapshot,
 };
 use serde::{Deserialize, Serialize};
 
@@ -23,6 +24,8 @@ pub enum DeviceKind {
     Nbd,
     /// A vhost-user-blk socket.
     VhostUserBlk,
+    /// A block device.
+    Block,
 }
 
 /// A digest of contents: blake3, in hex, over `(offset u64 LE, length u64 LE, bytes)` of each extent in ascending order.
@@ -49,6 +52,60 @@ impl Endpoint {
         let Endpoint { host, port, export, .. } = self;
         if host.contains(':') { format!("nbds://[{host}]:{port}/{export}") } else { format!("nbds://{host}:{port}/{export}") }
     }
+}
+
+/// What a node needs to log in to an iSCSI export, and to know its disk by. Of one epoch; sent over the bus to that node alone.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IscsiLogin {
+    /// CHAP name.
+    pub user: String,
+    /// CHAP secret.
+    pub password: String,
+    /// The serial number the disk must have.
+    pub serial: String,
+}
+
+impl std::fmt::Debug for IscsiLogin {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "IscsiLogin({}, {})", self.user, self.serial)
+    }
+}
+
+/// The other end of a stream.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Peer {
+    /// The host's name.
+    pub host: HostName,
+    /// Where it is reached.
+    pub address: String,
+    /// Its local zvol's dataset.
+    pub dataset: String,
+    /// The mapping's epoch.
+    pub epoch: Epoch,
+}
+
+/// What an assignment on the kernel plane says besides.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KernelAssign {
+    /// For its export.
+    pub login: IscsiLogin,
+    /// The NAS's last snapshot before authority passed: the node's local copy, brought to it, and the overlay are everything.
+    pub base: Option<Snapshot>,
+}
+
+/// What a report on the kernel plane says besides.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KernelReport {
+    /// Where the local zvol is, or would be received.
+    pub dataset: String,
+    /// It takes streams of this epoch.
+    pub receives: bool,
+    /// Its snapshots, oldest first.
+    pub snapshots: Vec<Snapshot>,
+    /// What a stream that was cut off goes on with.
+    pub resume: Option<String>,
+    /// The guest's writes go to the overlay: nothing is written to what lies under it.
+    pub overlaid: bool,
 }
 
 /// The phase the NAS wants a mapping to be in.
@@ -126,6 +183,12 @@ pub struct Assign {
     /// The NAS's clock when it sent this, for the node to say in its report what it looked at later than that. Never stored.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub asked: Option<jiff::Timestamp>,
+    /// What carries its data.
+    #[serde(default)]
+    pub plane: Plane,
+    /// On the kernel plane.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kernel: Option<KernelAssign>,
     /// What only this NAS could have given this node for this epoch, to be shown when the NAS's ledger does not know of it any more.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub proof: Option<String>,
@@ -217,6 +280,9 @@ pub struct Report {
     /// The newest [`Assign::asked`] that had arrived when this was looked at.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub asked: Option<jiff::Timestamp>,
+    /// On the kernel plane.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kernel: Option<KernelReport>,
     /// [`Assign::proof`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub proof: Option<String>,
@@ -231,6 +297,9 @@ pub struct PoolReport {
     pub size: u64,
     /// Bytes free.
     pub free: u64,
+    /// What carries the data of its volumes.
+    #[serde(default)]
+    pub plane: Plane,
 }
 
 /// What a daemon is.
@@ -256,6 +325,9 @@ pub struct Hello {
     pub pools: Vec<PoolReport>,
     /// Data planes it can serve.
     pub planes: Vec<String>,
+    /// Its iSCSI name, where it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub initiator: Option<String>,
     /// Addresses by which nodes reach its exports.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub addresses: Vec<String>,

@@ -3,12 +3,18 @@
 //! They show the facts a real host would show, without contents, jobs that take time, or failures; those are the simulation's
 //! (`img_storage_host::sim`) and the real planes'.
 
-use img_storage_host::{HostError, NasHost, NodeHost, VolumeRef, Work};
+use img_storage_host::{HostError, NasHost, NodeHost, VolumeRef, Work, other_plane};
 use img_storage_model::{
-    Extents, Fact, VolumeId,
+    Extents, Fact, Plane, VolumeId,
     messages::{ContentDigest, DeviceKind, Holder, PoolReport},
-    nas::{DiskFile, ExportFacts, IncomingFacts, NasFacts, NasStep},
-    node::{Bitmap, Incremental, Job, JobState, Layer, LocalFile, NodeFacts, NodeStep, QsdFacts, Snapshotting, StepResult},
+    nas::{
+        self,
+        qemu::{DiskFile, ExportFacts, IncomingFacts, NasFacts, NasStep},
+    },
+    node::{
+        self, Job, JobState, Layer, NodeVolume, StepResult,
+        qemu::{Bitmap, Incremental, LocalFile, NodeFacts, NodeStep, QsdFacts, Snapshotting},
+    },
 };
 use std::{
     collections::BTreeMap,
@@ -32,7 +38,7 @@ fn blake3_of_nothing() -> String {
 }
 
 fn pool(name: &str) -> Vec<PoolReport> {
-    vec![PoolReport { name: name.to_owned(), size: 1 << 50, free: 1 << 49 }]
+    vec![PoolReport { name: name.to_owned(), size: 1 << 50, free: 1 << 49, plane: Default::default() }]
 }
 
 /// A NAS in memory.
@@ -54,12 +60,13 @@ fn nothing_on_nas() -> NasFacts {
 }
 
 impl NasHost for InstantNas {
-    fn observe(&self, volume: VolumeRef) -> Work<'_, NasFacts> {
-        Box::pin(async move { lock(&self.volumes).get(&volume.id).cloned().unwrap_or_else(nothing_on_nas) })
+    fn observe(&self, volume: VolumeRef) -> Work<'_, nas::Facts> {
+        Box::pin(async move { nas::Facts::Qemu(lock(&self.volumes).get(&volume.id).cloned().unwrap_or_else(nothing_on_nas)) })
     }
 
-    fn run(&self, volume: VolumeRef, step: NasStep) -> Work<'_, Result<StepResult, HostError>> {
+    fn run(&self, volume: VolumeRef, step: nas::Step) -> Work<'_, Result<StepResult, HostError>> {
         Box::pin(async move {
+            let nas::Step::Qemu(step) = step else { return Err(other_plane(Plane::Kernel)) };
             let mut volumes = lock(&self.volumes);
             let facts = volumes.entry(volume.id).or_insert_with(nothing_on_nas);
             match step {
@@ -143,30 +150,19 @@ fn change(qsd: &mut QsdFacts, step: NodeStep) -> Result<StepResult, HostError> {
 }
 
 impl NodeHost for InstantNode {
-    fn observe(&self, volume: VolumeId) -> Work<'_, NodeFacts> {
-        Box::pin(async move { lock(&self.0).get(&volume).cloned().unwrap_or_else(nothing_on_node) })
+    fn observe(&self, volume: NodeVolume) -> Work<'_, node::Facts> {
+        Box::pin(async move { node::Facts::Qemu(lock(&self.0).get(&volume.id).cloned().unwrap_or_else(nothing_on_node)) })
     }
 
-    fn run(&self, volume: VolumeId, step: NodeStep) -> Work<'_, Result<StepResult, HostError>> {
+    fn run(&self, volume: NodeVolume, step: node::Step) -> Work<'_, Result<StepResult, HostError>> {
         Box::pin(async move {
+            let node::Step::Qemu(step) = step else { return Err(other_plane(Plane::Kernel)) };
+            let volume = volume.id;
             let mut volumes = lock(&self.0);
             let facts = volumes.entry(volume).or_insert_with(nothing_on_node);
             match step {
                 NodeStep::Start { epoch, over, endpoint } => {
-                    let qsd = QsdFacts {
-                        epoch,
-                        top: over,
-                        remote: endpoint.map(|e| e.export),
-                        local: over == Layer::Local,
-                        guest: false,
-                        copy: None,
-                        bitmaps: Vec::new(),
-                        snapshotting: Snapshotting::default(),
-                        push: None,
-                        back: None,
-                        back_mirror: None,
-                        back_fill: None,
-                    };
+                    let qsd = QsdFacts::started(epoch, over, endpoint.map(|e| e.export));
                     facts.qsd = Fact::Known(Some(qsd));
                 }
                 NodeStep::Stop { .. } => facts.qsd = Fact::Known(None),
@@ -188,11 +184,11 @@ impl NodeHost for InstantNode {
         })
     }
 
-    fn device(&self, volume: VolumeId, _: DeviceKind) -> String {
-        format!("nbd+unix:///disk?socket=/nowhere/{volume}")
+    fn device(&self, volume: &NodeVolume, _: DeviceKind) -> String {
+        format!("nbd+unix:///disk?socket=/nowhere/{}", volume.id)
     }
 
-    fn users(&self, _: VolumeId) -> Work<'_, Result<Vec<Holder>, HostError>> {
+    fn users(&self, _: NodeVolume) -> Work<'_, Result<Vec<Holder>, HostError>> {
         Box::pin(async { Ok(Vec::new()) })
     }
 

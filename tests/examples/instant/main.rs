@@ -87,7 +87,13 @@ impl Site {
 
     async fn node(&self, name: &HostName) -> anyhow::Result<Running> {
         let dir = self.place(name)?;
-        let config = node::Config { cluster: self.cluster(), step_deadline: STEP_DEADLINE };
+        let config = node::Config {
+            cluster: self.cluster(),
+            planes: vec![img_storage_model::Plane::Qemu],
+            initiator: None,
+            address: None,
+            step_deadline: STEP_DEADLINE,
+        };
         let store = NodeStore::open(&dir.join("ledger.db"), Commits::Grouped)?;
         let journal = Journal::open(&dir.join("journal.db"))?;
         let member = self.join(name).await?;

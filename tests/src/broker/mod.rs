@@ -8,6 +8,7 @@ pub use certificates::{Authority, Until};
 pub use proxy::Proxy;
 
 use anyhow::{Context as _, bail, ensure};
+use img_storage_model::{HostName, broker::rights};
 use rand::RngExt as _;
 use std::{
     ffi::{OsStr, OsString},
@@ -168,18 +169,18 @@ impl Broker {
             serde_json::json!({"name": name, "password_hash": PASSWORD_HASH,
                 "hashing_algorithm": "rabbit_password_hashing_sha256", "tags": []})
         };
-        // A host may take its own name and no other; everything else it declares is named by the broker.
-        let allowed = |name: &str, own: &str| {
-            serde_json::json!({"user": name, "vhost": VHOST,
-                "configure": format!(r"^(amq\.gen-.*|rocks\.vm-manage|img-storage\.name\.{own})$"),
-                "write": r"^(amq\.gen-.*|rocks\.vm-manage|amq\.default)$",
-                "read": r"^(amq\.gen-.*|rocks\.vm-manage)$"})
+        let allowed = |name: &str, host: Option<&HostName>| {
+            let [configure, write, read] = rights(host);
+            serde_json::json!({"user": name, "vhost": VHOST, "configure": configure, "write": write, "read": read})
         };
-        let permissions = hosts.iter().map(|h| allowed(h, &h.replace('.', r"\."))).chain([allowed(SHARED_USER, ".*")]);
+        let mut permissions = vec![allowed(SHARED_USER, None)];
+        for host in hosts {
+            permissions.push(allowed(host, Some(&host.parse()?)));
+        }
         let definitions = serde_json::json!({
             "users": hosts.iter().copied().chain([SHARED_USER]).map(user).collect::<Vec<_>>(),
             "vhosts": [{"name": VHOST}],
-            "permissions": permissions.collect::<Vec<_>>(),
+            "permissions": permissions,
         });
         Ok(fs::write(self.path("definitions.json"), definitions.to_string())?)
     }
@@ -246,23 +247,20 @@ impl Broker {
     /// When it does not start; with the end of its log.
     pub async fn resume(&mut self) -> anyhow::Result<()> {
         let begun = Instant::now();
-        let before = fs::metadata(self.log()).map_or(0, |m| m.len());
         let out = File::options().create(true).append(true).open(self.path("out"))?;
         let mut command = self.command("rabbitmq-server");
         command.stdout(out.try_clone()?).stderr(out).process_group(0);
         self.server = Some(command.spawn().context("starting RabbitMQ")?);
-        loop {
-            let log = fs::read(self.log()).unwrap_or_default();
-            let new = String::from_utf8_lossy(log.get(usize::try_from(before)?..).unwrap_or_default()).into_owned();
-            if new.contains("Server startup complete") {
-                return Ok(());
-            }
+        // It listens last, when its definitions are loaded. Its log would not do: that drops what comes in a burst, and with a
+        // thousand users to make the line that says that it started is among it.
+        while !listens(self.ports.tls) {
             if let Some(status) = self.server.as_mut().map(Child::try_wait).transpose()?.flatten() {
                 bail!("RabbitMQ ended with {status}:\n{}", self.log_tail());
             }
             ensure!(begun.elapsed() < PATIENCE, "RabbitMQ does not start:\n{}", self.log_tail());
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
+        Ok(())
     }
 
     /// Stops it as its administrator would.

@@ -115,6 +115,7 @@ async fn forged(site: &mut Site, broker: &Broker) {
     say(&node, NODES[1], &envelope(NODES[0], NAS, report)).await;
     // It says that it is a NAS, and has the volume for somebody.
     let hello = Hello {
+        initiator: None,
         role: Role::Nas,
         version: "9".to_owned(),
         pools: Vec::new(),

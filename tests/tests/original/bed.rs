@@ -90,7 +90,13 @@ impl Bed {
             Nas::start(config, host, store, journal, member, self.clock, Ids::random()).unwrap()
         } else {
             let store = NodeStore::open(&ledger, Commits::Single).unwrap();
-            let config = node::Config { cluster, step_deadline };
+            let config = node::Config {
+                cluster,
+                planes: vec![img_storage_model::Plane::Qemu],
+                initiator: None,
+                address: None,
+                step_deadline,
+            };
             Node::start(config, Arc::new(self.faults.node(&me)), store, journal, member, self.clock).unwrap()
         };
         self.daemons.insert(name.to_owned(), running);

@@ -1,14 +1,15 @@
 //! The guarantees, under every single fault and many at once: the real daemons on simulated hosts and a simulated bus, in
 //! virtual time, with faults wherever one can be.
 //!
-//! [`site`] starts and restarts the daemons and asks them things; [`guest`] writes and verifies all the while; [`scenario`] is what an
-//! operator does; [`plan`] says what goes wrong in one run; [`campaign`] makes all the runs. A run depends on its plan alone: the
+//! [`site`] starts and restarts the daemons and asks them things; [`guest`] writes and verifies all the while; [`act`] is what an
+//! operator can do with a volume, [`scenario`] in which order; [`plan`] says what goes wrong in one run; [`campaign`] makes all the runs. A run depends on its plan alone: the
 //! same plan gives the same trace.
 //!
 //! `IMG_STORAGE_SIM=SCENARIO:EFFECT:FAULT[:SEED]` repeats one run with its trace; `IMG_STORAGE_SIM_ONLY` picks a scenario,
 //! `IMG_STORAGE_SIM_SEED` another seed, `IMG_STORAGE_SIM_RANDOM` the number of random runs per scenario; with
 //! `IMG_STORAGE_SIM_SINGLES=0` there are only those.
 
+mod act;
 mod attributes;
 mod campaign;
 mod guest;

@@ -229,7 +229,13 @@ impl Site {
             let host = Arc::new(self.faults.nas(self.host.clone()));
             Nas::start(config, host, NasStore::open(&ledger, Commits::Single)?, journal, member, self.clock, ids)?
         } else {
-            let config = node::Config { cluster: Cluster::of([host("front")], [self.nas.clone()]), step_deadline: STEP_DEADLINE };
+            let config = node::Config {
+                cluster: Cluster::of([host("front")], [self.nas.clone()]),
+                planes: vec![img_storage_model::Plane::Qemu],
+                initiator: None,
+                address: None,
+                step_deadline: STEP_DEADLINE,
+            };
             let host = Arc::new(self.faults.node(name));
             Node::start(config, host, NodeStore::open(&ledger, Commits::Single)?, journal, member, self.clock)?
         };
@@ -379,6 +385,7 @@ async fn open_mail(mut inbox: mpsc::UnboundedReceiver<Delivery>, waiting: Waitin
             }
             Body::Hello(hello) if hello.reply => {
                 let hello = Hello {
+                    initiator: None,
                     role: Role::Frontend,
                     version: "sim".to_owned(),
                     pools: Vec::new(),

@@ -225,7 +225,7 @@ impl Office for Fake {
             planes: vec!["qemu".into()],
             addresses: if role == Role::Nas { vec!["10.2.0.1".into()] } else { vec![] },
             pools: if role == Role::Nas {
-                vec![PoolReport { name: "tank".into(), size: 4 << 40, free: 3 << 40 }]
+                vec![PoolReport { name: "tank".into(), size: 4 << 40, free: 3 << 40, plane: Default::default() }]
             } else {
                 vec![]
             },

@@ -141,6 +141,7 @@ impl Desk {
 
     fn hello(&self, to: &HostName, reply: bool) {
         let hello = Hello {
+            initiator: None,
             role: Role::Frontend,
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pools: Vec::new(),

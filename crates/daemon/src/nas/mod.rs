@@ -16,12 +16,13 @@ use crate::{
     bus::{Delivery, Member, Post},
     clock::{Clock, Ids},
     cluster::Cluster,
+    greeting::Greeting,
     store::{Journal, NasStore},
     tasks::{Running, Tasks},
 };
 use img_storage_host::{NasHost, VolumeRef};
 use img_storage_model::{
-    Epoch, Fault, HostName, RequestId, VolumeId,
+    Epoch, Fault, HostName, Plane, RequestId, VolumeId,
     api::VolumeView,
     attribute::{AttributeFrom, Attributes, Defaults, NasAttributes},
     messages::{Body, Envelope, Hello, Holder, NodePhase, Report, Role, VERSION},
@@ -32,19 +33,11 @@ use peers::Peers;
 pub(crate) use requests::no_guests;
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 use tokio::sync::{mpsc, oneshot, watch};
 use turns::{Turns, Way};
-
-/// How often a daemon says that it is there.
-pub const HELLO_EVERY: Duration = Duration::from_secs(5);
-/// How soon it says so again to a front end that was not there.
-pub const HELLO_AGAIN: Duration = Duration::from_millis(300);
 
 /// What a NAS daemon is told at its start.
 pub struct Config {
@@ -74,6 +67,8 @@ fn rebooted(record: &mut VolumeRecord, store: &NasStore) -> Result<(), Fault> {
 #[derive(Clone, Debug)]
 pub(crate) struct Shown {
     pub view: VolumeView,
+    /// What carries its data.
+    pub plane: Plane,
     /// From when on the NAS lacks writes.
     pub behind_since: Option<Timestamp>,
     /// The node says that the NAS lacks nothing.
@@ -122,7 +117,7 @@ pub struct Nas {
     tasks: Tasks,
     secret: [u8; 32],
     started: Timestamp,
-    frontend_away: AtomicBool,
+    greeting: Greeting,
     entries: Mutex<BTreeMap<VolumeId, Entry>>,
     queries: Mutex<BTreeMap<RequestId, (HostName, oneshot::Sender<Told>)>>,
     answering: Mutex<BTreeSet<RequestId>>,
@@ -168,7 +163,7 @@ impl Nas {
             tasks: tasks.clone(),
             secret,
             started,
-            frontend_away: AtomicBool::new(false),
+            greeting: Greeting::default(),
             entries: Mutex::default(),
             queries: Mutex::default(),
             answering: Mutex::default(),
@@ -245,7 +240,7 @@ impl Nas {
     fn returned(self: &Arc<Self>, message: &Envelope) {
         self.peers.away(&message.to);
         if self.config.cluster.is_frontend(&message.to) {
-            self.frontend_away.store(true, Ordering::Relaxed);
+            self.greeting.came_back();
         }
         if let Body::WhoUses { query, .. } = &message.body {
             self.told(&message.to, *query, Err(format!("{} is not connected", message.to)));
@@ -361,11 +356,14 @@ impl Nas {
         let (nas, to) = (Arc::clone(self), to.clone());
         self.tasks.spawn(async move {
             let pools = nas.host.pools().await;
+            let planes: BTreeSet<Plane> = pools.iter().map(|p| p.plane).collect();
+            let planes = planes.iter().map(ToString::to_string).collect();
             let hello = Hello {
+                initiator: None,
                 role: Role::Nas,
                 version: env!("CARGO_PKG_VERSION").to_owned(),
                 pools,
-                planes: vec!["qemu".to_owned()],
+                planes,
                 addresses: vec![nas.config.address.clone()],
                 started: nas.started,
                 reply,
@@ -378,21 +376,13 @@ impl Nas {
         for node in self.nodes() {
             self.hello(&node, true);
         }
-        let mut again = HELLO_AGAIN;
-        loop {
-            self.frontend_away.store(false, Ordering::Relaxed);
-            for host in &self.config.cluster.frontends {
-                self.hello(host, false);
-            }
-            // A front end that is only just starting is greeted soon; one that stays away, less and less often.
-            tokio::time::sleep(again).await;
-            if self.frontend_away.load(Ordering::Relaxed) {
-                again = (again * 2).min(HELLO_EVERY / 2);
-            } else {
-                tokio::time::sleep(HELLO_EVERY - again).await;
-                again = HELLO_AGAIN;
-            }
-        }
+        self.greeting
+            .go_on(|| {
+                for host in &self.config.cluster.frontends {
+                    self.hello(host, false);
+                }
+            })
+            .await;
     }
 
     /// What a node can show of a mapping that this NAS gave it, and nobody can make up.
@@ -400,7 +390,13 @@ impl Nas {
         blake3::keyed_hash(&self.secret, format!("{volume} {epoch} {node}").as_bytes()).to_hex().to_string()
     }
 
+    /// The secret with which a node logs in to an export of a mapping: 16 letters, as many initiators want 12 to 16.
+    pub(crate) fn password(&self, volume: VolumeId, node: &HostName, epoch: Epoch) -> String {
+        let hash = blake3::keyed_hash(&self.secret, format!("iscsi {volume} {epoch} {node}").as_bytes());
+        hash.to_hex()[..16].to_owned()
+    }
+
     fn volume_ref(record: &VolumeRecord) -> VolumeRef {
-        VolumeRef { id: record.id, pool: record.pool.clone(), name: record.name.clone() }
+        VolumeRef { id: record.id, pool: record.pool.clone(), name: record.name.clone(), plane: record.plane }
     }
 }

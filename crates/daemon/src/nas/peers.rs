@@ -18,6 +18,9 @@ struct Peer {
     heard: Timestamp,
     away: bool,
     pool: Option<String>,
+    planes: Vec<String>,
+    initiator: Option<String>,
+    address: Option<String>,
 }
 
 /// The hosts on the other side of the bus.
@@ -44,6 +47,9 @@ impl Peers {
             heard: now,
             away: false,
             pool: hello.pools.first().map(|p| p.name.clone()),
+            planes: hello.planes.clone(),
+            initiator: hello.initiator.clone(),
+            address: hello.addresses.first().cloned(),
         };
         let before = known.insert(host.clone(), peer);
         self.changed.send_modify(|n| *n += 1);
@@ -91,6 +97,17 @@ impl Peers {
     /// The first pool of a host.
     pub fn pool(&self, host: &HostName) -> Option<String> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner).get(host).and_then(|p| p.pool.clone())
+    }
+
+    /// A host's iSCSI name, and the address it is reached at for data, as it said them.
+    pub fn reached(&self, host: &HostName) -> (Option<String>, Option<String>) {
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        known.get(host).map_or((None, None), |p| (p.initiator.clone(), p.address.clone()))
+    }
+
+    /// The data planes a host can serve.
+    pub fn planes(&self, host: &HostName) -> Vec<String> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner).get(host).map_or_else(Vec::new, |p| p.planes.clone())
     }
 
     /// Whether a host was heard of and is away now.

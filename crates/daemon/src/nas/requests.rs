@@ -2,7 +2,7 @@
 
 use super::{Nas, Shown, volume::Mail};
 use img_storage_model::{
-    Epoch, Fault, HostName, PoolName, RequestId, Selector, Size, VolumeId, VolumeName,
+    Epoch, Fault, HostName, Plane, PoolName, RequestId, Selector, Size, VolumeId, VolumeName,
     api::{Answer, Phase, Request, VolumeView},
     attribute::Attributes,
     messages::{Body, DeviceKind, Role},
@@ -130,7 +130,7 @@ impl Nas {
         size: Size,
         import: bool,
     ) -> Result<Answer, Fault> {
-        let pool = self.pool_for(pool).await?;
+        let (pool, plane) = self.pool_for(pool).await?;
         let known = {
             let entries = self.entries();
             let mut shown = entries.values().map(|e| e.shown.borrow());
@@ -160,6 +160,7 @@ impl Nas {
                     id: volume,
                     pool: pool.clone(),
                     name: name.clone(),
+                    plane,
                     size,
                     created: now,
                     stage,
@@ -189,16 +190,20 @@ impl Nas {
         made
     }
 
-    async fn pool_for(&self, wanted: Option<PoolName>) -> Result<PoolName, Fault> {
-        let pools: Vec<String> = self.host.pools().await.into_iter().map(|p| p.name).collect();
+    /// The pool for a new volume, and what carries its data there.
+    async fn pool_for(&self, wanted: Option<PoolName>) -> Result<(PoolName, Plane), Fault> {
+        let reports = self.host.pools().await;
+        let pools: Vec<String> = reports.iter().map(|p| p.name.clone()).collect();
         let nas = self.post.name();
-        match wanted {
-            Some(pool) if pools.iter().any(|p| p == pool.as_str()) => Ok(pool),
-            Some(pool) => {
+        let found = wanted
+            .as_ref()
+            .map_or(reports.first().filter(|_| pools.len() == 1), |wanted| reports.iter().find(|p| p.name == wanted.as_str()));
+        match (wanted, found) {
+            (_, Some(report)) => Ok((PoolName::new(report.name.clone())?, report.plane)),
+            (Some(pool), None) => {
                 Err(Fault::not_found(format!("{nas} has no pool {pool}")).next(format!("its pools are: {}", pools.join(", "))))
             }
-            None if pools.len() == 1 => PoolName::new(pools[0].clone()),
-            None => Err(Fault::invalid(format!("{nas} has {} pools", pools.len()))
+            (None, None) => Err(Fault::invalid(format!("{nas} has {} pools", pools.len()))
                 .next(format!("name one of them, POOL/NAME: {}", pools.join(", ")))),
         }
     }
@@ -224,10 +229,27 @@ impl Nas {
         let mapped = self.wake(volume).ok_or_else(|| no_such(volume))?.1.borrow().view.node.clone();
         if mapped.is_none() {
             self.reach(&node).await?;
+            self.serves(&node, volume)?;
         }
         let port = self.host.free_port().map_err(|e| Fault::failed(e.to_string()))?;
         let watch = self.intend(volume, id, Intent::Map { node, sync, device, port }).await?;
         settled(watch, volume, |s| s.view.device.is_some() || s.view.phase == Phase::Unmapped).await
+    }
+
+    /// Makes sure that a node can serve the plane of a volume.
+    pub(super) fn serves(&self, node: &HostName, volume: VolumeId) -> Result<(), Fault> {
+        let plane = self.entries().get(&volume).ok_or_else(|| no_such(volume))?.shown.borrow().plane;
+        let planes = self.peers.planes(node);
+        if planes.iter().any(|p| *p == plane.to_string()) {
+            return Ok(());
+        }
+        let what = match plane {
+            Plane::Kernel => "the kernel plane (ZFS, iSCSI and device-mapper)",
+            Plane::Qemu => "the qemu plane (storage daemons)",
+        };
+        let next =
+            format!("nothing was changed; set up {what} on {node}, or map it to a node that img-storage hosts shows with it");
+        Err(Fault::refused(format!("{node} does not serve {what}, on which the volume is")).next(next))
     }
 
     /// Makes sure that a node is there before anything is changed.

@@ -73,6 +73,7 @@ pub(super) fn show(record: &VolumeRecord, nas: &HostName, seen: &Seen<'_>) -> Sh
     let home_at = mapping.and_then(|m| m.accepted.as_ref()).map(|a| a.at);
     Shown {
         view,
+        plane: record.plane,
         behind_since,
         clean: seen.clean,
         attributes: record.attributes,

@@ -10,23 +10,20 @@ use crate::{
     bus::{Delivery, Member, Post},
     clock::Clock,
     cluster::Cluster,
-    nas::{HELLO_AGAIN, HELLO_EVERY},
+    greeting::Greeting,
     store::{Journal, NodeStore},
     tasks::{Running, Tasks},
 };
 use img_storage_host::NodeHost;
 use img_storage_model::{
-    Fault, HostName, RequestId, VolumeId,
+    Fault, HostName, Plane, RequestId, VolumeId,
     messages::{Assign, Body, Envelope, Hello, Role, VERSION},
-    node::NodeRecord,
+    node::{NodeRecord, NodeVolume},
 };
 use jiff::Timestamp;
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 use tokio::sync::mpsc;
@@ -35,6 +32,12 @@ use tokio::sync::mpsc;
 pub struct Config {
     /// Whose volumes it takes, and whom it says hello to.
     pub cluster: Cluster,
+    /// The data planes it serves.
+    pub planes: Vec<Plane>,
+    /// Its iSCSI name.
+    pub initiator: Option<String>,
+    /// Where NAS servers reach it for data; without it, by its name.
+    pub address: Option<String>,
     /// The longest a step may take before it is given up and looked at again.
     pub step_deadline: Duration,
 }
@@ -49,8 +52,8 @@ pub struct Node {
     pub(crate) clock: Clock,
     tasks: Tasks,
     started: Timestamp,
-    frontend_away: AtomicBool,
-    actors: Mutex<BTreeMap<VolumeId, mpsc::UnboundedSender<Mail>>>,
+    greeting: Greeting,
+    actors: Mutex<BTreeMap<VolumeId, (NodeVolume, mpsc::UnboundedSender<Mail>)>>,
     seen: Mutex<BTreeMap<VolumeId, original::Seen>>,
 }
 
@@ -87,7 +90,7 @@ impl Node {
             clock,
             tasks: tasks.clone(),
             started,
-            frontend_away: AtomicBool::new(false),
+            greeting: Greeting::default(),
             actors: Mutex::default(),
             seen: Mutex::default(),
         });
@@ -103,7 +106,8 @@ impl Node {
     /// Starts a volume's actor; a row that is not durable yet is made so before anything else.
     fn begin(self: &Arc<Self>, record: NodeRecord, durable: bool) {
         let (mailbox, mail) = mpsc::unbounded_channel();
-        self.actors.lock().unwrap_or_else(PoisonError::into_inner).insert(record.volume, mailbox);
+        let known = (NodeVolume::from(&record.assign), mailbox);
+        self.actors.lock().unwrap_or_else(PoisonError::into_inner).insert(record.volume, known);
         self.tasks.spawn(volume::Actor::new(Arc::clone(self), record, durable, mail).live());
     }
 
@@ -117,7 +121,7 @@ impl Node {
                 // The NAS is away: everything is told again when it is back.
                 Delivery::Unroutable(message) => {
                     if self.config.cluster.is_frontend(&message.to) {
-                        self.frontend_away.store(true, Ordering::Relaxed);
+                        self.greeting.came_back();
                     }
                 }
                 Delivery::Foreign(message) => self.foreign(&message),
@@ -136,7 +140,7 @@ impl Node {
     }
 
     fn report_all(&self) {
-        for mailbox in self.actors.lock().unwrap_or_else(PoisonError::into_inner).values() {
+        for (_, mailbox) in self.actors.lock().unwrap_or_else(PoisonError::into_inner).values() {
             let _ = mailbox.send(Mail::Report);
         }
     }
@@ -172,7 +176,7 @@ impl Node {
         }
         let known = self.actors.lock().unwrap_or_else(PoisonError::into_inner).get(&assign.volume).cloned();
         match known {
-            Some(mailbox) => {
+            Some((_, mailbox)) => {
                 let _ = mailbox.send(Mail::Assign(Box::new(assign)));
             }
             None => self.begin(NodeRecord::new(assign), false),
@@ -182,7 +186,12 @@ impl Node {
     fn who_uses(self: &Arc<Self>, from: HostName, volume: VolumeId, query: RequestId) {
         let node = Arc::clone(self);
         self.tasks.spawn(async move {
-            let holders = node.host.users(volume).await.map_err(|e| e.to_string());
+            let known = node.actors.lock().unwrap_or_else(PoisonError::into_inner).get(&volume).map(|(known, _)| known.clone());
+            let holders = match known {
+                Some(known) => node.host.users(known).await.map_err(|e| e.to_string()),
+                // Of a volume that never was here nobody has a device.
+                None => Ok(Vec::new()),
+            };
             node.post.send(&from, Body::Users { query, holders });
         });
     }
@@ -195,8 +204,9 @@ impl Node {
                 role: Role::Node,
                 version: env!("CARGO_PKG_VERSION").to_owned(),
                 pools,
-                planes: vec!["qemu".to_owned()],
-                addresses: Vec::new(),
+                planes: node.config.planes.iter().map(ToString::to_string).collect(),
+                initiator: node.config.initiator.clone(),
+                addresses: node.config.address.iter().cloned().collect(),
                 started: node.started,
                 reply: false,
             };
@@ -208,20 +218,12 @@ impl Node {
         for nas in &nases {
             self.hello(nas);
         }
-        let mut again = HELLO_AGAIN;
-        loop {
-            self.frontend_away.store(false, Ordering::Relaxed);
-            for host in &self.config.cluster.frontends {
-                self.hello(host);
-            }
-            // A front end that is only just starting is greeted soon; one that stays away, less and less often.
-            tokio::time::sleep(again).await;
-            if self.frontend_away.load(Ordering::Relaxed) {
-                again = (again * 2).min(HELLO_EVERY / 2);
-            } else {
-                tokio::time::sleep(HELLO_EVERY - again).await;
-                again = HELLO_AGAIN;
-            }
-        }
+        self.greeting
+            .go_on(|| {
+                for host in &self.config.cluster.frontends {
+                    self.hello(host);
+                }
+            })
+            .await;
     }
 }

@@ -1,11 +1,13 @@
 //! The actor of one volume on a node: observe, plan, make durable, do, look again; and tell the NAS.
 
 use super::{Mail, Node};
-use crate::retry::Retry;
+use crate::{
+    retry::Retry,
+    steps::{self, OBSERVE_DEADLINE, Repeats},
+};
 use img_storage_model::{
-    Fact,
     messages::{Assign, Body, NodePhase, Report},
-    node::{self, Decision, JobState, NodeChange, NodeFacts, NodeRecord, NodeStep, Truth},
+    node::{self, Decision, Facts, JobState, NodeChange, NodeRecord, NodeVolume, Step, Truth},
 };
 use jiff::Timestamp;
 use std::{sync::Arc, time::Duration};
@@ -14,19 +16,12 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
-/// So many times the same step is done in a row before it is slowed down.
-const SAME_STEP: u32 = 3;
-/// How long a look at the host may take.
-const OBSERVE_DEADLINE: Duration = Duration::from_secs(10);
 /// How often a volume is looked at when nothing happens.
 const LOOK_EVERY: Duration = Duration::from_secs(3);
 /// How often the NAS hears of progress.
 const PROGRESS_EVERY: Duration = Duration::from_millis(500);
 /// How often the NAS hears of a volume that does not change.
 const REPORT_EVERY: Duration = Duration::from_secs(10);
-/// Steps that read bulk data may take as long as this many bytes per second take for the whole volume, and the ordinary
-/// deadline besides.
-const SLOWEST: u64 = 5 << 20;
 
 pub(crate) struct Actor {
     node: Arc<Node>,
@@ -43,7 +38,7 @@ pub(crate) struct Actor {
     looked: Option<Timestamp>,
     tell: bool,
     closely: u32,
-    again: Option<(NodeStep, u32)>,
+    repeats: Repeats<Step>,
 }
 
 impl Actor {
@@ -60,7 +55,7 @@ impl Actor {
             looked: None,
             tell: true,
             closely: 0,
-            again: None,
+            repeats: Repeats::default(),
         }
     }
 
@@ -89,15 +84,10 @@ impl Actor {
             let open = match node::plan(&self.record, &facts) {
                 Decision::Do(step) => {
                     self.report(&facts);
-                    let begins_anew = matches!(
-                        step,
-                        NodeStep::ResumeCopy | NodeStep::OpenLocal | NodeStep::StartCopy { .. } | NodeStep::OpenBack { .. }
-                    );
-                    if self.retry.holds() || (begins_anew && self.setback.holds()) {
+                    if self.retry.holds() || (step.begins_anew() && self.setback.holds()) {
                         self.rest(Duration::from_millis(100)).await
                     } else {
-                        let takes_up = matches!(step, NodeStep::ResumeCopy | NodeStep::CancelCopy | NodeStep::CancelBack);
-                        if let Some(why) = node::setback(&facts).filter(|_| takes_up) {
+                        if let Some(why) = node::setback(&facts).filter(|_| step.takes_up()) {
                             self.setback.failed(why.to_owned(), self.node.clock.now());
                         }
                         self.closely = 0;
@@ -109,7 +99,7 @@ impl Actor {
                     Err(why) => self.not_recorded(why, &facts).await,
                 },
                 Decision::Wait(_) | Decision::Rest => {
-                    self.again = None;
+                    self.repeats.rest();
                     self.retry.well();
                     self.report(&facts);
                     let pause = self.look_again(&facts);
@@ -128,7 +118,7 @@ impl Actor {
     }
 
     /// A change could not be made durable. A guest that is held for it goes on as before.
-    async fn not_recorded(&mut self, why: String, facts: &NodeFacts) -> bool {
+    async fn not_recorded(&mut self, why: String, facts: &Facts) -> bool {
         self.unsure = true;
         let pause = self.retry.failed(why.clone(), self.node.clock.now());
         if let Some(step) = node::retreat(facts) {
@@ -141,24 +131,21 @@ impl Actor {
         self.rest(pause).await
     }
 
-    async fn observe(&mut self) -> NodeFacts {
+    async fn observe(&mut self) -> Facts {
         self.looked = self.asked;
-        let looked = timeout(OBSERVE_DEADLINE, self.node.host.observe(self.record.volume)).await;
-        looked.unwrap_or_else(|_| {
-            let why = format!("no answer within {} s", OBSERVE_DEADLINE.as_secs());
-            NodeFacts { qsd: Fact::Unknown(why.clone()), local: Fact::Unknown(why) }
-        })
+        let looked = timeout(OBSERVE_DEADLINE, self.node.host.observe(self.volume())).await;
+        looked.unwrap_or_else(|_| Facts::unknown(self.record.assign.plane, &steps::unanswered()))
+    }
+
+    fn volume(&self) -> NodeVolume {
+        NodeVolume::from(&self.record.assign)
     }
 
     /// When to look again without being told anything: soon and then less soon while a job runs.
-    fn look_again(&mut self, facts: &NodeFacts) -> Duration {
-        let qsd = facts.qsd.known().and_then(Option::as_ref);
-        let job = qsd.and_then(|q| {
-            let push = q.push.as_ref().map(|(_, job)| job);
-            q.copy.as_ref().or(push).or(q.back_fill.as_ref()).or(q.back_mirror.as_ref())
-        });
-        let moving = job.is_some_and(|j| matches!(j.state, JobState::Running));
-        let unsettled = job.is_some();
+    fn look_again(&mut self, facts: &Facts) -> Duration {
+        let job = facts.job();
+        let moving = facts.merging() || job.is_some_and(|j| matches!(j.state, JobState::Running));
+        let unsettled = moving || job.is_some();
         self.closely = if unsettled { self.closely.saturating_add(1) } else { 0 };
         match (moving, unsettled) {
             (true, _) => Duration::from_millis(u64::from(self.closely * 5).clamp(5, 100)),
@@ -187,13 +174,13 @@ impl Actor {
         }
     }
 
-    async fn run(&mut self, step: NodeStep) -> bool {
-        let bulk = matches!(step, NodeStep::DigestPush { .. } | NodeStep::RemoveLocal | NodeStep::ReserveLocal);
+    async fn run(&mut self, step: Step) -> bool {
+        let bulk = step.is_bulk();
         let bytes = if bulk { self.record.assign.size.bytes() } else { 0 };
-        let deadline = self.node.config.step_deadline + Duration::from_secs(bytes / SLOWEST);
+        let deadline = self.node.config.step_deadline + steps::bulk(bytes);
         tracing::debug!(volume = %self.record.assign.name, epoch = %self.record.assign.epoch, ?step);
         let node = Arc::clone(&self.node);
-        let mut work = Box::pin(timeout(deadline, node.host.run(self.record.volume, step.clone())));
+        let mut work = Box::pin(timeout(deadline, node.host.run(self.volume(), step.clone())));
         let done = loop {
             tokio::select! {
                 biased;
@@ -206,7 +193,7 @@ impl Actor {
         };
         match done {
             Ok(Ok(result)) => {
-                self.went_well(&step);
+                self.repeats.done(&step, &mut self.retry, self.node.clock.now());
                 if let Some(change) = node::after(&self.record, &step, &result)
                     && let Err(why) = self.record(change).await
                 {
@@ -214,32 +201,13 @@ impl Actor {
                 }
             }
             Ok(Err(why)) => self.step_failed(&step, &why.to_string()).await,
-            Err(_) => self.step_failed(&step, &format!("{} was not done within {} s", verb(&step), deadline.as_secs())).await,
+            Err(_) => self.step_failed(&step, &steps::late(&step, deadline)).await,
         }
         true
     }
 
-    /// A step went well; one that is done again and again, and seen to change nothing, is a failure too.
-    fn went_well(&mut self, step: &NodeStep) {
-        let times = match &mut self.again {
-            Some((last, times)) if last == step => {
-                *times += 1;
-                *times
-            }
-            again => {
-                *again = Some((step.clone(), 1));
-                1
-            }
-        };
-        if times < SAME_STEP {
-            self.retry.well();
-        } else {
-            self.retry.failed(format!("{} was done {times} times and nothing came of it", verb(step)), self.node.clock.now());
-        }
-    }
-
-    async fn step_failed(&mut self, step: &NodeStep, why: &str) {
-        tracing::warn!(volume = %self.record.assign.name, epoch = %self.record.assign.epoch, "{}: {why}", verb(step));
+    async fn step_failed(&mut self, step: &Step, why: &str) {
+        tracing::warn!(volume = %self.record.assign.name, epoch = %self.record.assign.epoch, "{}: {why}", steps::verb(step));
         self.retry.failed(why.to_owned(), self.node.clock.now());
         if let Some(change) = node::after_error(&self.record, step, why) {
             if let Err(why) = self.record(change).await {
@@ -258,7 +226,10 @@ impl Actor {
             NodeChange::Truth(Truth::Remote) => "the NAS is the truth".to_owned(),
             NodeChange::Local(epoch) => format!("a local copy is made for epoch {epoch}"),
             NodeChange::Pushed(result) => format!("write-back {} ended: {}", result.push, ending(&result.outcome)),
-            NodeChange::Ended => "the mapping is over".to_owned(),
+            NodeChange::Lies(lies) => format!("the guest's writes: {lies:?}"),
+            NodeChange::LocalGone => "the local copy is gone".to_owned(),
+            NodeChange::Ended { warm: false } => "the mapping is over".to_owned(),
+            NodeChange::Ended { warm: true } => "the mapping is over; the local copy is kept for the next time".to_owned(),
         };
         let mut next = self.record.clone();
         next.apply(change);
@@ -309,14 +280,14 @@ impl Actor {
     }
 
     /// Tells the NAS how things are, when that is news.
-    fn report(&mut self, facts: &NodeFacts) {
-        let device = self.node.host.device(self.record.volume, self.record.assign.device);
+    fn report(&mut self, facts: &Facts) {
+        let device = self.node.host.device(&self.volume(), self.record.assign.device);
         let stuck = self.retry.why().or(self.setback.why()).map(str::to_owned);
-        let report = match (&facts.qsd, &self.last) {
+        let report = match (facts.seen(), &self.last) {
             // What cannot be seen is no news; that it cannot be seen is.
-            (Fact::Unknown(_), None) => return,
-            (Fact::Unknown(_), Some((last, _))) => Report { stuck, ..last.clone() },
-            (Fact::Known(_), _) => Report { asked: self.looked, ..node::report(&self.record, facts, &device, stuck) },
+            (false, None) => return,
+            (false, Some((last, _))) => Report { stuck, ..last.clone() },
+            (true, _) => Report { asked: self.looked, ..node::report(&self.record, facts, &device, stuck) },
         };
         self.node.saw(&self.record, &report);
         let due = match &self.last {
@@ -338,20 +309,16 @@ impl Actor {
 }
 
 /// Nothing is left of what went wrong with a copy or bring-back.
-fn phase_is_good(record: &NodeRecord, facts: &NodeFacts) -> bool {
+fn phase_is_good(record: &NodeRecord, facts: &Facts) -> bool {
     matches!(node::phase(record, facts), NodePhase::Ready | NodePhase::Local | NodePhase::BackReady | NodePhase::Gone)
         && node::setback(facts).is_none()
-        && facts.qsd.known().is_some()
+        && facts.seen()
 }
 
 fn ending(outcome: &node::PushOutcome) -> String {
     match outcome {
         node::PushOutcome::Sent { moved, .. } => format!("{moved} bytes sent"),
+        node::PushOutcome::Taken(_) => "a snapshot is taken".to_owned(),
         node::PushOutcome::Failed { why } => why.clone(),
     }
-}
-
-fn verb(step: &NodeStep) -> String {
-    let text = format!("{step:?}");
-    text.split([' ', '{']).next().unwrap_or_default().to_owned()
 }

@@ -7,6 +7,7 @@
 //! export `e7`, the bitmap `wb.pivot` records since the pivot, the job `push-UUID` makes that snapshot.
 
 pub mod graph;
+pub mod lend;
 pub mod nas;
 pub mod node;
 pub mod pool;
@@ -37,7 +38,7 @@ const KNOCK: Duration = Duration::from_secs(3);
 
 /// What both sides need to know about their host.
 #[derive(Debug, Clone)]
-pub struct Plane {
+pub struct Daemons {
     /// The storage daemon's program.
     pub program: PathBuf,
     /// `qemu-img`.
@@ -50,7 +51,7 @@ pub struct Plane {
     pub organization: String,
 }
 
-impl Plane {
+impl Daemons {
     /// The plane with Debian's programs.
     pub fn new(run: impl Into<PathBuf>, certificates: impl Into<PathBuf>, organization: impl Into<String>) -> Self {
         Self {
@@ -204,7 +205,7 @@ fn pool_report(name: &str, path: &Path) -> PoolReport {
         tracing::warn!(%error, pool = name, path = %path.display(), "cannot look at the pool");
         (0, 0)
     });
-    PoolReport { name: name.to_owned(), size, free }
+    PoolReport { name: name.to_owned(), size, free, plane: Default::default() }
 }
 
 fn enough_room(pool: &Path, size: u64) -> Result<(), HostError> {

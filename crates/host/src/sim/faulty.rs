@@ -8,8 +8,8 @@ use crate::{HostError, NasHost, NodeHost, VolumeRef, Work};
 use img_storage_model::{
     Fact, HostName, VolumeId,
     messages::{DeviceKind, Holder, PoolReport},
-    nas::{NasFacts, NasStep},
-    node::{NodeFacts, NodeStep, StepResult},
+    nas,
+    node::{self, NodeVolume, StepResult},
 };
 use std::{
     collections::BTreeMap,
@@ -222,29 +222,33 @@ pub struct FaultyNode {
 }
 
 impl NodeHost for FaultyNode {
-    fn observe(&self, volume: VolumeId) -> Work<'_, NodeFacts> {
+    fn observe(&self, volume: NodeVolume) -> Work<'_, node::Facts> {
         Box::pin(async move {
-            let facts = self.inner.observe(volume).await;
+            let mut facts = self.inner.observe(volume).await;
             if self.faults.blind(&self.name) {
-                let why = || "a fault of the simulation".to_owned();
-                return NodeFacts { qsd: Fact::Unknown(why()), local: facts.local };
+                let why = "a fault of the simulation".to_owned();
+                match &mut facts {
+                    node::Facts::Qemu(facts) => facts.qsd = Fact::Unknown(why),
+                    node::Facts::Kernel(facts) => facts.device = Fact::Unknown(why),
+                }
             }
             facts
         })
     }
 
-    fn run(&self, volume: VolumeId, step: NodeStep) -> Work<'_, Result<StepResult, HostError>> {
+    fn run(&self, volume: NodeVolume, step: node::Step) -> Work<'_, Result<StepResult, HostError>> {
         Box::pin(async move {
+            let id = volume.id;
             let work = self.inner.run(volume, step.clone());
-            self.faults.run(&self.name, volume, &step, work).await
+            self.faults.run(&self.name, id, &step, work).await
         })
     }
 
-    fn device(&self, volume: VolumeId, kind: DeviceKind) -> String {
+    fn device(&self, volume: &NodeVolume, kind: DeviceKind) -> String {
         self.inner.device(volume, kind)
     }
 
-    fn users(&self, volume: VolumeId) -> Work<'_, Result<Vec<Holder>, HostError>> {
+    fn users(&self, volume: NodeVolume) -> Work<'_, Result<Vec<Holder>, HostError>> {
         self.inner.users(volume)
     }
 
@@ -261,20 +265,25 @@ pub struct FaultyNas {
 }
 
 impl NasHost for FaultyNas {
-    fn observe(&self, volume: VolumeRef) -> Work<'_, NasFacts> {
+    fn observe(&self, volume: VolumeRef) -> Work<'_, nas::Facts> {
         Box::pin(async move {
             let mut facts = self.inner.observe(volume).await;
             if self.faults.blind(&self.name) {
-                facts.export = Fact::Unknown("a fault of the simulation".to_owned());
+                let why = "a fault of the simulation".to_owned();
+                match &mut facts {
+                    nas::Facts::Qemu(facts) => facts.export = Fact::Unknown(why),
+                    nas::Facts::Kernel(facts) => facts.exports = Fact::Unknown(why),
+                }
             }
             facts
         })
     }
 
-    fn run(&self, volume: VolumeRef, step: NasStep) -> Work<'_, Result<StepResult, HostError>> {
+    fn run(&self, volume: VolumeRef, step: nas::Step) -> Work<'_, Result<StepResult, HostError>> {
         Box::pin(async move {
-            let work = self.inner.run(volume.clone(), step.clone());
-            self.faults.run(&self.name, volume.id, &step, work).await
+            let id = volume.id;
+            let work = self.inner.run(volume, step.clone());
+            self.faults.run(&self.name, id, &step, work).await
         })
     }
 

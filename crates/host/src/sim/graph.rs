@@ -6,7 +6,10 @@ use img_storage_model::{
     Epoch, SnapshotId,
     attribute::Speed,
     messages::Endpoint,
-    node::{Bitmap, Incremental, Job, JobState, Layer, LocalFile, NodeFacts, QsdFacts, Snapshotting},
+    node::{
+        Job, JobState, Layer,
+        qemu::{Bitmap, Incremental, LocalFile, NodeFacts, QsdFacts, Snapshotting},
+    },
 };
 use std::{collections::BTreeSet, time::Duration};
 use tokio::time::Instant;

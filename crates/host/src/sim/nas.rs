@@ -7,11 +7,14 @@ use super::{
     refuse,
     state::{State, blocks, digest, pool_report},
 };
-use crate::{HostError, NasHost, VolumeRef, Work};
+use crate::{HostError, NasHost, VolumeRef, Work, other_plane};
 use img_storage_model::{
-    Extents, Fact, HostName,
+    Extents, Fact, HostName, Plane,
     messages::PoolReport,
-    nas::{BACK, DiskFile, ExportFacts, IncomingFacts, NasFacts, NasLayer, NasStep},
+    nas::{
+        self, NasLayer,
+        qemu::{BACK, DiskFile, ExportFacts, IncomingFacts, NasFacts, NasStep},
+    },
     node::StepResult,
 };
 use std::collections::BTreeMap;
@@ -23,13 +26,24 @@ pub struct SimNas {
     pub(super) name: HostName,
 }
 
+impl SimNas {
+    pub(super) fn look(&self, volume: &VolumeRef) -> NasFacts {
+        self.world.with(|s| s.machine(&self.name).facts(volume))
+    }
+}
+
 impl NasHost for SimNas {
-    fn observe(&self, volume: VolumeRef) -> Work<'_, NasFacts> {
-        Box::pin(async move { self.world.with(|s| s.machine(&self.name).facts(&volume)) })
+    fn observe(&self, volume: VolumeRef) -> Work<'_, nas::Facts> {
+        Box::pin(async move { nas::Facts::Qemu(self.look(&volume)) })
     }
 
-    fn run(&self, volume: VolumeRef, step: NasStep) -> Work<'_, Result<StepResult, HostError>> {
-        Box::pin(async move { self.step(&volume, step).await })
+    fn run(&self, volume: VolumeRef, step: nas::Step) -> Work<'_, Result<StepResult, HostError>> {
+        Box::pin(async move {
+            match step {
+                nas::Step::Qemu(step) => self.step(&volume, step).await,
+                nas::Step::Kernel(_) => Err(other_plane(Plane::Kernel)),
+            }
+        })
     }
 
     fn pools(&self) -> Work<'_, Vec<PoolReport>> {

@@ -9,7 +9,7 @@ use super::{
 use crate::VolumeRef;
 use img_storage_model::{
     attribute::Speed,
-    nas::{NasLayer, NasStep},
+    nas::{NasLayer, qemu::NasStep},
     node::JobState,
 };
 use std::collections::BTreeMap;

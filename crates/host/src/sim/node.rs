@@ -7,12 +7,15 @@ use super::{
     refuse,
     state::{State, blocks, pool_report},
 };
-use crate::{HostError, NodeHost, Work};
+use crate::{HostError, NodeHost, Work, other_plane};
 use img_storage_model::{
-    Epoch, HostName, VolumeId,
+    Epoch, HostName, Plane, VolumeId,
     messages::{DeviceKind, Endpoint, Holder, PoolReport},
     nas::NasLayer,
-    node::{JobState, Layer, Moving, NodeFacts, NodeStep, StepResult},
+    node::{
+        self, JobState, Layer, StepResult,
+        qemu::{Moving, NodeFacts, NodeStep},
+    },
 };
 use std::collections::BTreeSet;
 use tokio::time::Instant;
@@ -24,25 +27,39 @@ pub struct SimNode {
     pub(super) name: HostName,
 }
 
+impl SimNode {
+    pub(super) fn look(&self, volume: VolumeId) -> NodeFacts {
+        self.world.with(|s| s.node(&self.name, volume).facts())
+    }
+}
+
 impl NodeHost for SimNode {
-    fn observe(&self, volume: VolumeId) -> Work<'_, NodeFacts> {
-        Box::pin(async move { self.world.with(|s| s.node(&self.name, volume).facts()) })
+    fn observe(&self, volume: node::NodeVolume) -> Work<'_, node::Facts> {
+        Box::pin(async move { node::Facts::Qemu(self.look(volume.id)) })
     }
 
-    fn run(&self, volume: VolumeId, step: NodeStep) -> Work<'_, Result<StepResult, HostError>> {
-        Box::pin(async move { self.step(volume, step).await })
+    fn run(&self, volume: node::NodeVolume, step: node::Step) -> Work<'_, Result<StepResult, HostError>> {
+        Box::pin(async move {
+            match step {
+                node::Step::Qemu(step) => self.step(volume.id, step).await,
+                node::Step::Kernel(_) => Err(other_plane(Plane::Kernel)),
+            }
+        })
     }
 
-    fn device(&self, volume: VolumeId, kind: DeviceKind) -> String {
+    fn device(&self, volume: &node::NodeVolume, kind: DeviceKind) -> String {
+        let volume = volume.id;
         match kind {
             DeviceKind::Nbd => format!("nbd+unix:///{volume}?socket=sim"),
             DeviceKind::VhostUserBlk => format!("sim-{volume}"),
+            DeviceKind::Block => format!("/dev/mapper/{volume}"),
         }
     }
 
-    fn users(&self, volume: VolumeId) -> Work<'_, Result<Vec<Holder>, HostError>> {
+    fn users(&self, volume: node::NodeVolume) -> Work<'_, Result<Vec<Holder>, HostError>> {
         Box::pin(async move {
-            let connected = self.world.with(|s| s.node(&self.name, volume).qsd.as_ref().is_some_and(|q| q.guest == Some(true)));
+            let connected =
+                self.world.with(|s| s.node(&self.name, volume.id).qsd.as_ref().is_some_and(|q| q.guest == Some(true)));
             let guest = Holder { pid: Some(4242), command: Some("guest".to_owned()) };
             Ok(if connected { vec![guest] } else { Vec::new() })
         })

@@ -10,7 +10,7 @@ use img_storage_model::{
     VolumeId,
     attribute::Speed,
     messages::Endpoint,
-    node::{JobState, Layer, NodeStep},
+    node::{JobState, Layer, qemu::NodeStep},
 };
 use std::collections::BTreeSet;
 use tokio::time::Instant;

@@ -11,7 +11,10 @@ use crate::HostError;
 use img_storage_model::{
     Extent, Extents, SnapshotId, VolumeId,
     attribute::Speed,
-    node::{Incremental, JobState, Layer, NodeStep, StepResult},
+    node::{
+        JobState, Layer, StepResult,
+        qemu::{Incremental, NodeStep},
+    },
 };
 use std::collections::{BTreeMap, BTreeSet};
 use tokio::time::Instant;

@@ -164,5 +164,5 @@ pub(super) fn digest(extents: &Extents, content: impl Fn(usize) -> u64) -> Conte
 
 /// A pool with more room than anybody needs.
 pub(super) fn pool_report(name: &str) -> PoolReport {
-    PoolReport { name: name.to_owned(), size: 1 << 50, free: 1 << 49 }
+    PoolReport { name: name.to_owned(), size: 1 << 50, free: 1 << 49, plane: Default::default() }
 }

@@ -1,13 +1,16 @@
 //! The world itself: that it behaves as the real planes were seen to, and that its checks catch what they are for.
 
-use super::{Fault, Faults, GuestError, SimNas, SimNode, World};
+use super::{Fault, Faults, FaultyNas, GuestError, SimNas, SimNode, World};
 use crate::{NasHost as _, NodeHost as _, VolumeRef};
 use img_storage_model::{
-    Epoch, HostName, Size, SnapshotId, VolumeId,
+    Epoch, HostName, Plane, Size, SnapshotId, VolumeId,
     attribute::Speed,
     messages::{DeviceKind, Endpoint},
-    nas::{NasLayer, NasStep},
-    node::{Incremental, JobState, Layer, NodeStep, StepResult},
+    nas::{self, NasLayer, qemu::NasStep},
+    node::{
+        JobState, Layer, NodeVolume, StepResult,
+        qemu::{Incremental, NodeStep},
+    },
 };
 use std::{collections::BTreeMap, time::Duration};
 use tokio::time::sleep;
@@ -41,15 +44,15 @@ impl Site {
         let pool: img_storage_model::PoolName = "tank".parse().unwrap();
         let nas = world.add_nas(&host("nas"), std::slice::from_ref(&pool));
         let node = world.add_node(&host("c0"));
-        Site { world, nas, node, volume: VolumeRef { id: ID, pool, name: "vol1".parse().unwrap() } }
+        Site { world, nas, node, volume: VolumeRef { id: ID, pool, name: "vol1".parse().unwrap(), plane: Plane::Qemu } }
     }
 
     async fn nas(&self, step: NasStep) -> Result<StepResult, crate::HostError> {
-        self.nas.run(self.volume.clone(), step).await
+        self.nas.run(self.volume.clone(), step.into()).await
     }
 
     async fn node(&self, step: NodeStep) -> Result<StepResult, crate::HostError> {
-        self.node.run(ID, step).await
+        self.node.run(at_node(), step.into()).await
     }
 
     async fn nodes(&self, steps: impl IntoIterator<Item = NodeStep>) {
@@ -71,10 +74,14 @@ impl Site {
         self.world.guest_connect(&host("c0"), ID).unwrap();
     }
 
-    async fn local(&self) {
+    async fn copying(&self) {
         self.attached().await;
         let create = NodeStep::CreateLocal { epoch: Epoch(1), size: size() };
         self.nodes([create, NodeStep::OpenLocal, NodeStep::StartCopy { speed: Speed::UNLIMITED }]).await;
+    }
+
+    async fn local(&self) {
+        self.copying().await;
         sleep(Duration::from_secs(1)).await;
         let bitmap = NodeStep::AddBitmap { since: Incremental::Pivot };
         self.nodes([NodeStep::CompleteCopy, bitmap, NodeStep::FinalizeCopy, NodeStep::DetachRemote]).await;
@@ -127,13 +134,7 @@ async fn a_guest_waits_for_its_export_and_is_locked_out_of_anothers() {
 #[tokio::test(start_paused = true)]
 async fn a_guest_is_held_while_a_pivot_waits_and_then_goes_on_over_there() {
     let site = Site::new();
-    site.attached().await;
-    site.nodes([
-        NodeStep::CreateLocal { epoch: Epoch(1), size: size() },
-        NodeStep::OpenLocal,
-        NodeStep::StartCopy { speed: Speed::UNLIMITED },
-    ])
-    .await;
+    site.copying().await;
     for block in 0..16 {
         site.write(block).await.unwrap();
         sleep(Duration::from_millis(30)).await;
@@ -218,13 +219,25 @@ async fn what_has_another_mark_is_left_alone() {
     let site = Site::new();
     site.nas(NasStep::CreateDisk { size: size() }).await.unwrap();
     let other = VolumeRef { id: VolumeId(Uuid::from_u128(9)), ..site.volume.clone() };
-    assert!(site.nas.run(other.clone(), NasStep::CreateDisk { size: size() }).await.is_err());
-    site.nas.run(other, NasStep::RemoveDisk).await.unwrap();
+    assert!(site.nas.run(other.clone(), NasStep::CreateDisk { size: size() }.into()).await.is_err());
+    site.nas.run(other, NasStep::RemoveDisk.into()).await.unwrap();
     assert!(site.world.has_file(ID));
     site.world.put_foreign_local(&host("c0"), ID);
     assert!(site.node(NodeStep::CreateLocal { epoch: Epoch(1), size: size() }).await.is_err());
     assert!(site.node(NodeStep::RemoveLocal).await.is_err());
-    assert!(site.node.observe(ID).await.local.known().is_none());
+    assert!(site.node.look(ID).local.known().is_none());
+}
+
+fn at_node() -> NodeVolume {
+    NodeVolume { id: ID, plane: Plane::Qemu, label: "nas.tank.vol1".to_owned() }
+}
+
+/// What is known of the export through a host that may fail.
+async fn exported(nas: &FaultyNas, site: &Site) -> Option<bool> {
+    match nas.observe(site.volume.clone()).await {
+        nas::Facts::Qemu(facts) => facts.export.known().map(Option::is_some),
+        nas::Facts::Kernel(_) => None,
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -233,35 +246,29 @@ async fn a_fault_happens_where_it_was_planned() {
     let plan = BTreeMap::from([(1, Fault::ErrorAfter), (2, Fault::CrashMid(1)), (3, Fault::Blind(5))]);
     let (faults, mut crashes) = Faults::new(&site.world, plan);
     let nas = faults.nas(site.nas.clone());
-    let step = |step| nas.run(site.volume.clone(), step);
+    let step = |step: NasStep| nas.run(site.volume.clone(), step.into());
     step(NasStep::CreateDisk { size: size() }).await.unwrap();
     assert!(step(Site::export(1, "c0")).await.is_err());
-    assert!(nas.observe(site.volume.clone()).await.export.known().is_some_and(Option::is_some), "it was done all the same");
+    assert!(exported(&nas, &site).await == Some(true), "it was done all the same");
     let crashed = tokio::time::timeout(Duration::from_secs(1), step(NasStep::CreateIncoming { push: PUSH })).await;
     assert!(crashed.is_err(), "it never returns");
     assert_eq!(crashes.recv().await.map(|c| c.0), Some(host("nas")));
     step(NasStep::SyncDisk).await.unwrap();
-    assert!(nas.observe(site.volume.clone()).await.export.known().is_none());
+    assert!(exported(&nas, &site).await.is_none());
     sleep(Duration::from_secs(6)).await;
-    assert!(nas.observe(site.volume.clone()).await.export.known().is_some());
+    assert!(exported(&nas, &site).await.is_some());
     assert_eq!(faults.effects().len(), 4);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_copy_that_lost_its_nas_pauses_and_goes_on() {
     let site = Site::new();
-    site.attached().await;
-    site.nodes([
-        NodeStep::CreateLocal { epoch: Epoch(1), size: size() },
-        NodeStep::OpenLocal,
-        NodeStep::StartCopy { speed: Speed::UNLIMITED },
-    ])
-    .await;
+    site.copying().await;
     sleep(Duration::from_millis(100)).await;
     site.world.cut(&host("c0"), true);
     sleep(Duration::from_secs(90)).await;
     let state = async || {
-        let facts = site.node.observe(ID).await;
+        let facts = site.node.look(ID);
         facts.qsd.known().unwrap().as_ref().unwrap().copy.as_ref().unwrap().state.clone()
     };
     assert!(matches!(state().await, JobState::Paused(_)));

@@ -2,13 +2,15 @@
 
 use std::time::Duration;
 
-use img_storage_host::NodeHost;
 use img_storage_model::{
     Epoch,
     attribute::Speed,
     messages::DeviceKind,
-    nas::{NasLayer, NasStep},
-    node::{Incremental, JobState, Layer, NodeStep, StepResult},
+    nas::{NasLayer, qemu::NasStep},
+    node::{
+        JobState, Layer, StepResult,
+        qemu::{Incremental, NodeStep},
+    },
 };
 
 use crate::bed::{Bed, free_port, peer, size, snapshot};
@@ -215,7 +217,7 @@ async fn the_nas_dies_while_the_guest_comes_back() {
         if round % 2 == 0 {
             bed.kill("nas", ".x");
             writer.writes(50).await;
-            let failed = |q: &img_storage_model::node::QsdFacts| {
+            let failed = |q: &img_storage_model::node::qemu::QsdFacts| {
                 q.back_mirror.as_ref().is_some_and(|job| matches!(job.state, JobState::Failed(_)))
             };
             bed.until("seen as failed", failed).await;
@@ -299,7 +301,7 @@ async fn what_is_in_the_way_stays() {
     let local = bed.local();
     std::fs::create_dir(local.parent().expect("a directory")).expect("directory");
     std::fs::write(&local, "precious").expect("write");
-    assert!(bed.node.observe(bed.volume.id).await.local.known().is_none(), "not taken for absent");
+    assert!(bed.node.look(bed.volume.id).await.local.known().is_none(), "not taken for absent");
     assert!(bed.try_node(NodeStep::CreateLocal { epoch: Epoch(1), size: size() }).await.is_err());
     assert!(bed.try_node(NodeStep::RemoveLocal).await.is_err());
     assert_eq!(std::fs::read_to_string(&local).expect("read"), "precious");

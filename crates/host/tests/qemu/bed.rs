@@ -5,14 +5,21 @@ use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use img_storage_host::qemu::{Plane, nas::QemuNas, node::QemuNode};
-use img_storage_host::{HostError, NasHost, NodeHost, VolumeRef};
+use img_storage_host::qemu::{Daemons, nas::QemuNas, node::QemuNode};
+use img_storage_host::{HostError, NodeHost, VolumeRef};
 use img_storage_model::{
-    Epoch, Fact, HostName, Size, SnapshotId, VolumeId,
+    Epoch, Fact, HostName, Plane, Size, SnapshotId, VolumeId,
     attribute::Speed,
     messages::{DeviceKind, Endpoint},
-    nas::{NasFacts, NasLayer, NasStep},
-    node::{Job, JobState, Layer, NodeFacts, NodeStep, QsdFacts, StepResult},
+    nas::{
+        NasLayer,
+        qemu::{NasFacts, NasStep},
+    },
+    node::NodeVolume,
+    node::{
+        Job, JobState, Layer, StepResult,
+        qemu::{NodeFacts, NodeStep, QsdFacts},
+    },
 };
 use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose};
 use uuid::Uuid;
@@ -80,8 +87,12 @@ impl Bed {
         let pools = BTreeMap::from([("tank".parse().expect("name"), dir.path().join("pool"))]);
         let nas = QemuNas::new(plane(dir.path(), "nas-0", "nas"), pools, "127.0.0.1", 20000..=29999).await;
         let node = QemuNode::new(plane(dir.path(), "node-0", "run"), "local", dir.path().join("local"), None).await;
-        let volume =
-            VolumeRef { id: VolumeId(Uuid::now_v7()), pool: "tank".parse().expect("name"), name: "vol1".parse().expect("name") };
+        let volume = VolumeRef {
+            id: VolumeId(Uuid::now_v7()),
+            pool: "tank".parse().expect("name"),
+            name: "vol1".parse().expect("name"),
+            plane: Plane::Qemu,
+        };
         let port = free_port();
         Self { dir, nas, node, volume, port }
     }
@@ -91,38 +102,43 @@ impl Bed {
         QemuNode::new(plane(self.dir.path(), name, &format!("run-{name}")), "local", self.dir.path().join("local"), None).await
     }
 
+    /// The volume as the node's host knows it by.
+    pub fn at_node(&self) -> NodeVolume {
+        NodeVolume { id: self.volume.id, plane: Plane::Qemu, label: "nas-0.tank.vol1".to_owned() }
+    }
+
     pub fn endpoint(&self, port: u16, export: &str) -> Endpoint {
         Endpoint { host: "127.0.0.1".into(), port, export: export.into(), server: "nas-0".parse().expect("name") }
     }
 
     pub async fn try_nas(&self, step: NasStep) -> Result<StepResult, HostError> {
-        timed(format!("{step:?}"), self.nas.run(self.volume.clone(), step)).await
+        timed(format!("{step:?}"), self.nas.carry_out(&self.volume, step)).await
     }
 
     pub async fn try_node(&self, step: NodeStep) -> Result<StepResult, HostError> {
-        timed(format!("{step:?}"), self.node.run(self.volume.id, step)).await
+        timed(format!("{step:?}"), self.node.carry_out(self.volume.id, step)).await
     }
 
     /// Does a step twice: any may be repeated.
     pub async fn nas(&self, step: NasStep) -> StepResult {
         let first = self.try_nas(step.clone()).await.expect("step");
-        self.nas.run(self.volume.clone(), step).await.expect("repeated step");
+        self.nas.carry_out(&self.volume, step).await.expect("repeated step");
         first
     }
 
     /// Does a step twice: any may be repeated.
     pub async fn node(&self, step: NodeStep) -> StepResult {
         let first = self.try_node(step.clone()).await.expect("step");
-        self.node.run(self.volume.id, step).await.expect("repeated step");
+        self.node.carry_out(self.volume.id, step).await.expect("repeated step");
         first
     }
 
     pub async fn nas_facts(&self) -> NasFacts {
-        self.nas.observe(self.volume.clone()).await
+        self.nas.look(&self.volume).await
     }
 
     pub async fn node_facts(&self) -> NodeFacts {
-        timed("observe", self.node.observe(self.volume.id)).await
+        timed("observe", self.node.look(self.volume.id)).await
     }
 
     /// The node's storage daemon, which must run.
@@ -147,7 +163,7 @@ impl Bed {
     }
 
     pub fn guest_socket(&self) -> PathBuf {
-        let device = self.node.device(self.volume.id, DeviceKind::Nbd);
+        let device = self.node.device(&self.at_node(), DeviceKind::Nbd);
         device.split_once("socket=").expect("a socket").1.into()
     }
 
@@ -232,7 +248,7 @@ impl Bed {
     pub async fn switch(&self) {
         let begin = Instant::now();
         self.try_node(NodeStep::CompleteCopy).await.expect("step");
-        self.try_node(NodeStep::AddBitmap { since: img_storage_model::node::Incremental::Pivot }).await.expect("step");
+        self.try_node(NodeStep::AddBitmap { since: img_storage_model::node::qemu::Incremental::Pivot }).await.expect("step");
         let before = self.qsd().await;
         assert_eq!(before.copy.as_ref().map(|c| &c.state), Some(&JobState::Pending));
         assert_eq!(before.top, Layer::Remote);
@@ -267,8 +283,8 @@ impl Drop for Bed {
 }
 
 /// The programs in the directory `IMG_STORAGE_TEST_QEMU`, or the host's.
-fn plane(dir: &Path, host: &str, run: &str) -> Plane {
-    let mut plane = Plane::new(dir.join(run), dir.join(host), ORGANIZATION);
+fn plane(dir: &Path, host: &str, run: &str) -> Daemons {
+    let mut plane = Daemons::new(dir.join(run), dir.join(host), ORGANIZATION);
     if let Some(programs) = std::env::var_os("IMG_STORAGE_TEST_QEMU").map(PathBuf::from) {
         plane.program = programs.join("qemu-storage-daemon");
         plane.qemu_img = programs.join("qemu-img");

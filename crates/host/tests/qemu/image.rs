@@ -5,7 +5,7 @@ use std::time::Duration;
 use img_storage_host::image::{self, ImageError, ImageFormat, Served};
 use img_storage_model::{
     Epoch, Size,
-    nas::{NasLayer, NasStep},
+    nas::{NasLayer, qemu::NasStep},
 };
 
 use crate::bed::{Bed, free_port, peer};

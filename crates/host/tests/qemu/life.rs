@@ -5,8 +5,11 @@ use img_storage_model::{
     Epoch, SnapshotId,
     attribute::Speed,
     messages::DeviceKind,
-    nas::{NasLayer, NasStep},
-    node::{Incremental, JobState, Layer, NodeStep, StepResult},
+    nas::{NasLayer, qemu::NasStep},
+    node::{
+        JobState, Layer, StepResult,
+        qemu::{Incremental, NodeStep},
+    },
 };
 
 use crate::bed::{Bed, free_port, peer, snapshot};
@@ -219,7 +222,7 @@ async fn strangers_stay_out() {
     let stranger = bed.node_named("node-1").await;
     let endpoint = Some(bed.endpoint(bed.port, "e1"));
     let start = NodeStep::Start { epoch: Epoch(1), over: Layer::Remote, endpoint };
-    let error = stranger.run(bed.volume.id, start).await.expect_err("kept out");
+    let error = stranger.carry_out(bed.volume.id, start).await.expect_err("kept out");
     eprintln!("{error}");
     let old = bed.endpoint(bed.port, "e0");
     let error = bed.try_node(NodeStep::Reattach { endpoint: old }).await.expect_err("no such export");
@@ -235,8 +238,8 @@ async fn strangers_stay_out() {
 async fn whoever_uses_a_device_is_named() {
     let bed = Bed::new().await;
     bed.map().await;
-    assert_eq!(bed.node.users(bed.volume.id).await.expect("users"), []);
-    let device = bed.node.device(bed.volume.id, DeviceKind::Nbd);
+    assert_eq!(bed.node.users(bed.at_node()).await.expect("users"), []);
+    let device = bed.node.device(&bed.at_node(), DeviceKind::Nbd);
     let mut guest = std::process::Command::new("qemu-img")
         .args(["bench", "-w", "-f", "raw", "-c", "100000000", &device])
         .stdout(std::process::Stdio::null())
@@ -244,7 +247,7 @@ async fn whoever_uses_a_device_is_named() {
         .expect("qemu-img runs");
     let mut users = Vec::new();
     for _ in 0..500 {
-        users = bed.node.users(bed.volume.id).await.expect("users");
+        users = bed.node.users(bed.at_node()).await.expect("users");
         if !users.is_empty() {
             break;
         }
@@ -257,6 +260,6 @@ async fn whoever_uses_a_device_is_named() {
     bed.node(NodeStep::RemoveGuest { force: true }).await;
     assert!(!guest.wait().expect("ends").success());
     bed.node(NodeStep::AddGuest { device: DeviceKind::VhostUserBlk }).await;
-    assert!(std::path::Path::new(&bed.node.device(bed.volume.id, DeviceKind::VhostUserBlk)).exists());
+    assert!(std::path::Path::new(&bed.node.device(&bed.at_node(), DeviceKind::VhostUserBlk)).exists());
     bed.node(NodeStep::Stop { force: false }).await;
 }

@@ -5,8 +5,11 @@ use std::{os::unix::fs::FileExt, time::Duration};
 use img_storage_model::{
     Epoch,
     attribute::Speed,
-    nas::NasStep,
-    node::{Incremental, Job, JobState, Moving, NodeStep, QsdFacts},
+    nas::qemu::NasStep,
+    node::{
+        Job, JobState,
+        qemu::{Incremental, Moving, NodeStep, QsdFacts},
+    },
 };
 use tokio::time::{Instant, sleep};
 

@@ -1,50 +1,65 @@
 //! The assignment a node gets for a volume: everything it needs, made from the ledger row and the facts.
 
-use super::{Authority, BACK, Mapping, NasFacts, NasLayer, VolumeRecord, plain_export};
+use super::{Authority, Facts, NasLayer, VolumeRecord, kernel, qemu};
 use crate::{
     HostName,
     attribute::Speeds,
     messages::{Assign, BackOrder, Endpoint, PushOrder, Want},
 };
 
+/// What an assignment says besides what the row and the facts do.
+#[derive(Clone, Copy, Debug)]
+pub struct Terms<'a> {
+    /// This NAS.
+    pub nas: &'a HostName,
+    /// Where its exports are reached.
+    pub address: &'a str,
+    /// How fast the transfers may be.
+    pub speeds: Speeds,
+    /// A copy may begin; until then the node is to have the volume over the network.
+    pub copy: bool,
+    /// The iSCSI secret of this mapping.
+    pub password: &'a str,
+}
+
 /// The assignment for the volume's mapped node; its revision is that of the last one sent, plus one if anything differs.
-///
-/// An endpoint that was given out stays in it while it may come back: a node whose connection broke waits for it.
-///
-/// While `copy` does not allow it, a copy does not begin: until then the node is to have the volume over the network.
-pub fn assignment(
-    v: &VolumeRecord,
-    facts: &NasFacts,
-    nas: &HostName,
-    address: &str,
-    speeds: Speeds,
-    copy: bool,
-) -> Option<Assign> {
+pub fn assignment(v: &VolumeRecord, facts: &Facts, terms: &Terms<'_>) -> Option<Assign> {
     let m = v.mapping.as_ref()?;
     let last = v.assign.as_ref().filter(|a| a.epoch == m.epoch);
-    let endpoint = |port: u16, export: String| Endpoint { host: address.to_owned(), port, export, server: nas.clone() };
-    // An order goes out when its incoming file is there to take it.
-    let push = m.push.as_ref().and_then(|p| {
-        let serving = facts.incoming.known().copied().flatten().is_some_and(|i| i.push == p.push && i.serving);
-        let given = last.and_then(|a| a.push.as_ref()).is_some_and(|o| o.push == p.push && o.endpoint.is_some());
-        (serving || given).then(|| PushOrder {
-            push: p.push,
-            endpoint: Some(endpoint(p.port, p.push.to_string())),
-            last: p.last,
-            full: m.base_unsure,
-        })
-    });
+    let at = |port: u16, export: String| Endpoint { host: terms.address.to_owned(), port, export, server: terms.nas.clone() };
+    let order = |p: &super::PushState, endpoint| PushOrder { push: p.push, endpoint, last: p.last, full: m.base_unsure };
+    let (export, push, back) = match facts {
+        Facts::Qemu(facts) => (
+            qemu::assign::export_of(m, facts, last).map(|name| at(m.port, name)),
+            // An order goes out when its incoming file is there to take it.
+            m.push
+                .as_ref()
+                .filter(|p| qemu::assign::takes(p, facts, last))
+                .map(|p| order(p, Some(at(p.port, p.push.to_string())))),
+            qemu::assign::back_of(m, facts, last)
+                .map(|granted| BackOrder { endpoint: at(m.port, qemu::assign::back_export(m)), granted }),
+        ),
+        Facts::Kernel(facts) => {
+            let target = at(kernel::ISCSI_PORT, kernel::iqn(terms.nas.as_str(), v.id, m.epoch));
+            let given = last.is_some_and(|a| a.export.is_some());
+            (
+                (kernel::assign::served(m, facts) || given).then(|| target.clone()),
+                m.push.as_ref().map(|p| PushOrder { full: false, ..order(p, None) }),
+                kernel::assign::back_of(m).map(|granted| BackOrder { endpoint: target, granted }),
+            )
+        }
+    };
     let mut next = Assign {
         volume: v.id,
         name: format!("{}/{}", v.pool, v.name),
-        nas: nas.clone(),
+        nas: terms.nas.clone(),
         size: v.size,
         epoch: m.epoch,
         revision: last.map_or(0, |a| a.revision),
-        want: if copies(v) == Some(false) && !copy { Want::Remote } else { m.want },
+        want: if copies(v) == Some(false) && !terms.copy { Want::Remote } else { m.want },
         device: m.device,
         force: m.force,
-        export: export_of(m, facts, last).map(|name| endpoint(m.port, name)),
+        export,
         granted: matches!(m.authority, Authority::MaybeNode | Authority::Node),
         push,
         accepted: m.accepted.as_ref().map(|a| a.push),
@@ -52,9 +67,14 @@ pub fn assignment(
             Want::Gone => m.authority == Authority::Node && m.push.is_none() && m.accepted.as_ref().is_some_and(|a| a.last),
             _ => m.authority == Authority::Nas && m.layer == NasLayer::Disk,
         },
-        back: back_of(m, facts, last).map(|granted| BackOrder { endpoint: endpoint(m.port, back_export(m)), granted }),
-        speeds,
+        back,
+        speeds: terms.speeds,
         asked: None,
+        plane: v.plane,
+        kernel: match facts {
+            Facts::Qemu(_) => None,
+            Facts::Kernel(facts) => Some(kernel::assign::extra(v, m, facts, terms.password)),
+        },
         proof: None,
     };
     if last != Some(&next) {
@@ -72,45 +92,5 @@ pub fn copies(v: &VolumeRecord) -> Option<bool> {
         // The permission to pivot was given: it goes on.
         Authority::MaybeNode => Some(true),
         Authority::Node | Authority::MaybeNas => None,
-    }
-}
-
-/// The name of the overlay's export of this mapping.
-pub(super) fn back_export(m: &Mapping) -> String {
-    format!("{}.{BACK}", plain_export(m.epoch))
-}
-
-/// The name of the export the guest is to work on.
-fn export_of(m: &Mapping, facts: &NasFacts, last: Option<&Assign>) -> Option<String> {
-    match m.authority {
-        Authority::Node | Authority::MaybeNas => return None,
-        Authority::Nas | Authority::MaybeNode => {}
-    }
-    let plain = plain_export(m.epoch);
-    let back = back_export(m);
-    let served = |name: &String| {
-        facts.export.known().and_then(Option::as_ref).is_some_and(|e| e.epoch == m.epoch && e.names.contains(name))
-    };
-    let given = |name: &String| last.and_then(|a| a.export.as_ref()).is_some_and(|e| e.export == *name);
-    if m.layer == NasLayer::Disk && (served(&plain) || given(&plain)) {
-        return Some(plain);
-    }
-    // After the pivot back the guest is on the overlay's export, until the plain one is there.
-    let came_back = m.layer == NasLayer::Overlay || served(&back) || given(&back);
-    came_back.then_some(back)
-}
-
-/// Whether bring-back is ordered, and whether the node may pivot.
-fn back_of(m: &Mapping, facts: &NasFacts, last: Option<&Assign>) -> Option<bool> {
-    match m.authority {
-        Authority::MaybeNas => Some(true),
-        Authority::Node if m.want == Want::Remote && m.push.is_none() => {
-            let name = back_export(m);
-            let served =
-                facts.export.known().and_then(Option::as_ref).is_some_and(|e| e.epoch == m.epoch && e.names.contains(&name));
-            let given = last.and_then(|a| a.back.as_ref()).is_some();
-            (served || given).then_some(false)
-        }
-        _ => None,
     }
 }

@@ -2,7 +2,7 @@
 
 use super::{Authority, Mapping, NasLayer, Stage, VolumeRecord};
 use crate::{
-    Fault, HostName, RequestId, Size,
+    Fault, HostName, Plane, RequestId, Size,
     attribute::Changes,
     messages::{DeviceKind, Report, Want},
 };
@@ -100,7 +100,9 @@ pub fn apply(v: &mut VolumeRecord, intent: &Intent, request: RequestId, now: Tim
             None => return Err(Fault::refused(format!("{name} is not mapped")).next("see img-storage list")),
         },
         Intent::Resize { size } => {
-            not_mapped(v, &name, "resized")?;
+            if v.plane == Plane::Qemu {
+                not_mapped(v, &name, "resized")?;
+            }
             not_read(&name, reading)?;
             if *size < v.size {
                 return Err(Fault::refused(format!("{name} is {}; making it {size} would cut off what lies behind", v.size))
@@ -155,6 +157,7 @@ fn map(
     reading: bool,
 ) -> Result<(), Fault> {
     let want = if sync { Want::Local } else { Want::Remote };
+    let device = v.plane.device(device)?;
     match &mut v.mapping {
         Some(m) if m.want == Want::Gone => {
             return Err(Fault::refused(format!("{name} is still being unmapped from {}", m.node)).next("wait for that to end"));
@@ -190,6 +193,7 @@ fn map(
         push: None,
         accepted: None,
         sync_now: false,
+        copying: Default::default(),
         base_unsure: false,
     });
     Ok(())
@@ -209,7 +213,7 @@ pub fn adopt(v: &mut VolumeRecord, node: &HostName, report: &Report, request: Re
     v.mapping = Some(Mapping {
         node: node.clone(),
         epoch: report.epoch,
-        device: DeviceKind::Nbd,
+        device: if v.plane == Plane::Kernel { DeviceKind::Block } else { DeviceKind::Nbd },
         request,
         since: now,
         want: Want::Local,
@@ -223,6 +227,7 @@ pub fn adopt(v: &mut VolumeRecord, node: &HostName, report: &Report, request: Re
         push: None,
         accepted: None,
         sync_now: false,
+        copying: Default::default(),
         base_unsure: true,
     });
     true
@@ -239,6 +244,7 @@ mod tests {
             id: VolumeId(Uuid::from_u128(1)),
             pool: "tank".parse().unwrap(),
             name: "vol1".parse().unwrap(),
+            plane: Plane::Qemu,
             size: Size::exact(1 << 30).unwrap(),
             created: Timestamp::UNIX_EPOCH,
             stage: Stage::Ready,

@@ -1,10 +1,10 @@
 //! What a NAS must remember about a volume: its ledger row.
 
-use super::NasLayer;
+use super::kernel::{Copying, Round};
 use crate::{
-    Epoch, HostName, PoolName, RequestId, Size, SnapshotId, VolumeId, VolumeName,
+    Epoch, HostName, Plane, PoolName, RequestId, Size, SnapshotId, VolumeId, VolumeName,
     attribute::Attributes,
-    messages::{Assign, DeviceKind, Want},
+    messages::{Assign, DeviceKind, Report, Want},
 };
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -30,6 +30,17 @@ pub enum Stage {
     Ready,
     /// It is being destroyed.
     Deleting,
+}
+
+/// What the exports lie on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NasLayer {
+    /// The volume's file.
+    #[default]
+    Disk,
+    /// The overlay of a bring-back, over the volume's file.
+    Overlay,
 }
 
 /// Which side holds the newest acknowledged writes, as the NAS knows it. The two `Maybe`s are permissions that were
@@ -110,6 +121,9 @@ pub struct Mapping {
     pub accepted: Option<Accepted>,
     /// The operator wants one now.
     pub sync_now: bool,
+    /// On the kernel plane.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub copying: Copying,
     /// This NAS was rebooted while it had authority: what the node's copy was made equal to may have lost what was not flushed.
     /// The first write-back compares and moves everything.
     #[serde(default)]
@@ -125,6 +139,9 @@ pub struct VolumeRecord {
     pub pool: PoolName,
     /// Its name.
     pub name: VolumeName,
+    /// What carries its data.
+    #[serde(default)]
+    pub plane: Plane,
     /// Its size; a file of another size is made to fit while unmapped.
     pub size: Size,
     /// When it was created.
@@ -152,6 +169,10 @@ pub struct VolumeRecord {
     pub mapping: Option<Mapping>,
 }
 
+fn is_default(copying: &Copying) -> bool {
+    *copying == Copying::default()
+}
+
 /// A change of the row that the planner asks for; durable before the next step.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum NasChange {
@@ -168,6 +189,25 @@ pub enum NasChange {
         /// The guest is off.
         last: bool,
     },
+    /// Send another snapshot to the node (the daemon gives it its id).
+    Round,
+    /// It is there.
+    RoundDone,
+    /// A stream is over and well.
+    Streamed {
+        /// Bytes over the network.
+        moved: u64,
+        /// Milliseconds.
+        took_ms: u64,
+    },
+    /// Take the last snapshot before authority passed.
+    Base,
+    /// A bring-back is, or is not any more, to have its overlay.
+    Back(bool),
+    /// Order a write-back that leaves less to bring back.
+    BackRound,
+    /// Order the write-back of what lies under a bring-back's overlay.
+    BackOrder,
     /// The export's port is taken by somebody else: another one, which nobody has been told yet.
     NewPort,
     /// The write-back under way is what the node said.
@@ -185,7 +225,21 @@ pub enum NasChange {
     GiveUp,
 }
 
+impl Mapping {
+    fn order(&mut self, now: Timestamp, last: bool, (push, port): (SnapshotId, u16)) -> SnapshotId {
+        self.push = Some(PushState { push, ordered: now, last, port, verified: false });
+        self.sync_now = false;
+        push
+    }
+}
+
 impl VolumeRecord {
+    /// The node's report, when it answers the newest assignment: an old one that comes late is then never taken for news.
+    pub fn answered<'r>(&self, report: Option<&'r Report>) -> Option<&'r Report> {
+        let (mapping, assign) = (self.mapping.as_ref()?, self.assign.as_ref()?);
+        report.filter(|r| r.epoch == mapping.epoch && assign.epoch == mapping.epoch && assign.revision == r.revision)
+    }
+
     /// The row after a change; `now` is the daemon's clock, `order` what it gives a new write-back.
     pub fn apply(&mut self, change: &NasChange, now: Timestamp, order: impl FnOnce() -> (SnapshotId, u16)) {
         if *change == NasChange::Created {
@@ -211,9 +265,10 @@ impl VolumeRecord {
                         mapping.accepted = None;
                     }
                     Authority::Nas => {
-                        if mapping.authority == Authority::MaybeNas {
+                        if mapping.authority == Authority::MaybeNas && self.plane == Plane::Qemu {
                             mapping.layer = NasLayer::Overlay;
                         }
+                        mapping.copying = Copying::default();
                         mapping.pivoted_at = None;
                         mapping.accepted = None;
                         mapping.push = None;
@@ -224,10 +279,26 @@ impl VolumeRecord {
             }
             NasChange::Layer(layer) => mapping.layer = *layer,
             NasChange::Order { last } => {
-                let (push, port) = order();
-                mapping.push = Some(PushState { push, ordered: now, last: *last, port, verified: false });
-                mapping.sync_now = false;
+                mapping.order(now, *last, order());
             }
+            NasChange::BackRound => {
+                mapping.order(now, false, order());
+                mapping.copying.back_rounds += 1;
+            }
+            NasChange::BackOrder => mapping.copying.back_push = Some(mapping.order(now, false, order())),
+            NasChange::Back(back) => {
+                mapping.copying.back = *back;
+                (mapping.copying.back_push, mapping.copying.back_rounds) = (None, 0);
+            }
+            NasChange::Round => mapping.copying.round = Some(order().0),
+            NasChange::RoundDone => {
+                mapping.copying.round = None;
+                mapping.copying.rounds += 1;
+            }
+            NasChange::Streamed { moved, took_ms } => {
+                mapping.copying.last = Some(Round { moved: *moved, took_ms: *took_ms });
+            }
+            NasChange::Base => mapping.copying.base = Some(order().0),
             NasChange::NewPort => mapping.port = order().1,
             NasChange::Verified => {
                 if let Some(push) = &mut mapping.push {

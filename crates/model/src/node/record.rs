@@ -1,6 +1,7 @@
 //! What a node must remember about a volume because no host can show it: the node's ledger row.
 
-use crate::{Epoch, Extents, SnapshotId, VolumeId, messages::Assign, messages::ContentDigest};
+use super::{Layer, kernel::Table};
+use crate::{Epoch, Extents, SnapshotId, VolumeId, messages::Assign, messages::ContentDigest, snapshot::Snapshot};
 use serde::{Deserialize, Serialize};
 
 /// Which copy holds the newest acknowledged writes, as this node knows it.
@@ -11,6 +12,52 @@ pub enum Truth {
     Remote,
     /// The local copy. It is not destroyed until the NAS has it verified.
     Local,
+}
+
+/// Where a guest's writes are on the kernel plane. The device's table is put up from this after a reboot, so that it is written down
+/// before each change of the table: a merge that had begun and was taken for a plain overlay would lose writes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Lies {
+    /// On the NAS.
+    #[default]
+    Remote,
+    /// In the overlay, over the NAS's volume.
+    OverRemote,
+    /// In the overlay and the local copy, into which it is merged.
+    MergingLocal,
+    /// On the local copy.
+    Local,
+    /// In the overlay, over the local copy.
+    OverLocal,
+    /// In the overlay and the NAS's volume, into which it is merged.
+    MergingRemote,
+}
+
+impl Lies {
+    /// The table that the guest's device has then.
+    pub fn table(self) -> Table {
+        match self {
+            Lies::Remote => Table::Linear(Layer::Remote),
+            Lies::OverRemote => Table::Overlay(Layer::Remote),
+            Lies::MergingLocal => Table::Merge(Layer::Local),
+            Lies::Local => Table::Linear(Layer::Local),
+            Lies::OverLocal => Table::Overlay(Layer::Local),
+            Lies::MergingRemote => Table::Merge(Layer::Remote),
+        }
+    }
+
+    /// Where they are, by the table of a device in use.
+    pub fn of(table: Table) -> Self {
+        match table {
+            Table::Linear(Layer::Remote) => Lies::Remote,
+            Table::Overlay(Layer::Remote) => Lies::OverRemote,
+            Table::Merge(Layer::Local) => Lies::MergingLocal,
+            Table::Linear(Layer::Local) => Lies::Local,
+            Table::Overlay(Layer::Local) => Lies::OverLocal,
+            Table::Merge(Layer::Remote) => Lies::MergingRemote,
+        }
+    }
 }
 
 /// How a push ended on this node.
@@ -26,6 +73,8 @@ pub enum PushOutcome {
         /// Bytes moved.
         moved: u64,
     },
+    /// The snapshot is taken; the NAS fetches it, and knows it by this.
+    Taken(Snapshot),
     /// It failed; the guest was not affected and the changes are still recorded.
     Failed {
         /// Why.
@@ -51,6 +100,9 @@ pub struct NodeRecord {
     pub assign: Assign,
     /// Who holds the newest acknowledged writes.
     pub truth: Truth,
+    /// Where the guest's writes are, on the kernel plane.
+    #[serde(default)]
+    pub lies: Lies,
     /// The epoch a local copy was made for on this node, with this ledger's knowledge. A local file the ledger does not know may
     /// be the only copy of something, whatever else the ledger says.
     #[serde(default)]
@@ -65,7 +117,15 @@ impl NodeRecord {
     /// A row for a volume's first assignment.
     pub fn new(assign: Assign) -> Self {
         let assign = Assign { asked: None, ..assign };
-        NodeRecord { volume: assign.volume, assign, truth: Truth::Remote, local: None, ended: None, pushed: None }
+        NodeRecord {
+            volume: assign.volume,
+            assign,
+            truth: Truth::Remote,
+            lies: Lies::Remote,
+            local: None,
+            ended: None,
+            pushed: None,
+        }
     }
 
     /// Whether the present mapping has been ended on this node.
@@ -77,13 +137,19 @@ impl NodeRecord {
     pub fn apply(&mut self, change: NodeChange) {
         match change {
             NodeChange::Truth(truth) => self.truth = truth,
+            NodeChange::Lies(lies) => {
+                self.lies = lies;
+                self.truth = if lies == Lies::Remote { Truth::Remote } else { Truth::Local };
+            }
             NodeChange::Local(epoch) => self.local = Some(epoch),
             NodeChange::Pushed(result) => self.pushed = Some(result),
-            NodeChange::Ended => {
+            NodeChange::LocalGone => self.local = None,
+            NodeChange::Ended { warm } => {
                 self.ended = Some(self.assign.epoch);
                 self.truth = Truth::Remote;
                 self.pushed = None;
-                self.local = None;
+                self.lies = Lies::Remote;
+                self.local = self.local.filter(|_| warm);
             }
         }
     }
@@ -94,10 +160,17 @@ impl NodeRecord {
 pub enum NodeChange {
     /// The pivot, or the pivot back.
     Truth(Truth),
+    /// Where the guest's writes are about to be.
+    Lies(Lies),
     /// A local copy is about to be made for this epoch.
     Local(Epoch),
+    /// There is none any more.
+    LocalGone,
     /// A push ended.
     Pushed(PushResult),
     /// Nothing of this mapping is left on the node.
-    Ended,
+    Ended {
+        /// But for a local copy that is what the NAS has, for the next time.
+        warm: bool,
+    },
 }

@@ -2,11 +2,11 @@
 
 use crate::things::*;
 use img_storage_model::{
-    Decision, Epoch, Extents, Fact, RequestId, SnapshotId,
+    Decision, Epoch, Extents, Fact, Plane, RequestId, SnapshotId,
     messages::{Assign, ContentDigest, DeviceKind, NodePhase, Report, Want},
     nas::{
-        self, Accepted, Authority, Context, DiskFile, ExportFacts, IncomingFacts, Mapping, NasChange, NasFacts, NasLayer,
-        NasStep, PushState, Stage, VolumeRecord,
+        self, Accepted, Authority, Context, Mapping, NasChange, NasLayer, PushState, Stage, VolumeRecord,
+        qemu::{DiskFile, ExportFacts, IncomingFacts, NasFacts, NasStep},
     },
     node::JobState,
 };
@@ -32,6 +32,7 @@ pub fn mapping(want: Want, authority: Authority) -> Mapping {
         push: None,
         accepted: None,
         sync_now: false,
+        copying: Default::default(),
         base_unsure: false,
     }
 }
@@ -41,6 +42,7 @@ pub fn row(mapping: Option<Mapping>) -> VolumeRecord {
         id: volume(),
         pool: "tank".parse().unwrap(),
         name: "vol1".parse().unwrap(),
+        plane: Plane::Qemu,
         size: size(),
         created: Timestamp::UNIX_EPOCH,
         stage: Stage::Ready,
@@ -79,15 +81,22 @@ fn incoming(push: SnapshotId, serving: bool) -> NasFacts {
     NasFacts { incoming: Fact::Known(Some(IncomingFacts { push, serving })), ..facts() }
 }
 
+/// What the node is told.
+pub fn assigned(v: &VolumeRecord, f: NasFacts, copy: bool) -> Option<Assign> {
+    let nas = host("nas");
+    let terms = nas::Terms { nas: &nas, address: "nas", speeds: Default::default(), copy, password: "" };
+    nas::assignment(v, &nas::Facts::Qemu(f), &terms)
+}
+
 pub fn pushing(verified: bool, last: bool) -> PushState {
     PushState { push: snapshot(1), ordered: Timestamp::UNIX_EPOCH, last, port: 8, verified }
 }
 
-fn decide(v: &VolumeRecord, f: &NasFacts, report: Option<&Report>) -> nas::Decision {
-    nas::plan(v, f, &Context { report, ..Context::default() })
+fn decide(v: &VolumeRecord, f: &NasFacts, report: Option<&Report>) -> nas::qemu::Decision {
+    nas::qemu::plan(v, f, &Context { report, ..Context::default() })
 }
 
-fn waits(decision: &nas::Decision) -> bool {
+fn waits(decision: &nas::qemu::Decision) -> bool {
     matches!(decision, Decision::Wait(_))
 }
 
@@ -168,7 +177,7 @@ fn a_write_back_comes_in_step_by_step() {
     let pending = NasFacts { pending: Fact::Known(Some(snapshot(1))), ..facts() };
     let commit = NasStep::CommitPending { push: snapshot(1) };
     assert_eq!(decide(&verified, &pending, Some(&done)), Decision::Do(commit.clone()));
-    assert_eq!(nas::after(&verified, &commit, &img_storage_model::node::StepResult::Done), Some(NasChange::Accepted));
+    assert_eq!(nas::qemu::after(&verified, &commit, &img_storage_model::node::StepResult::Done), Some(NasChange::Accepted));
     let mut taken = verified;
     taken.apply(&NasChange::Accepted, Timestamp::UNIX_EPOCH, || unreachable!());
     assert_eq!(decide(&taken, &pending, Some(&done)), Decision::Do(NasStep::RemovePending { push: snapshot(1) }));
@@ -177,7 +186,7 @@ fn a_write_back_comes_in_step_by_step() {
 #[test]
 fn a_write_back_that_is_not_whole_is_not_used() {
     let at = |verified| row(Some(Mapping { push: Some(pushing(verified, false)), ..mapping(Want::Local, Authority::Node) }));
-    let given_up = |d: nas::Decision| matches!(d, Decision::Record(NasChange::PushFailed { .. }));
+    let given_up = |d: nas::qemu::Decision| matches!(d, Decision::Record(NasChange::PushFailed { .. }));
     let done = Report { pushed: Some(sent(snapshot(1))), ..report(NodePhase::Local, true) };
     let wrong = Report { pushed: Some(failed(snapshot(1))), ..report(NodePhase::Local, true) };
     assert!(given_up(decide(&at(false), &incoming(snapshot(1), true), Some(&wrong))));
@@ -191,8 +200,7 @@ fn a_write_back_that_is_not_whole_is_not_used() {
 
 #[test]
 fn the_local_copy_is_released_after_the_last_write_back_only() {
-    let release =
-        |m: Mapping| nas::assignment(&row(Some(m)), &facts(), &host("nas"), "nas", Default::default(), true).unwrap().release;
+    let release = |m: Mapping| assigned(&row(Some(m)), facts(), true).unwrap().release;
     let accepted = |last| Some(Accepted { push: snapshot(1), at: Timestamp::UNIX_EPOCH, last });
     let m = mapping(Want::Gone, Authority::Node);
     assert!(!release(m.clone()));
@@ -339,8 +347,8 @@ proptest! {
     ) {
         prop_assume!((Epoch(epoch), revision) != (E, 5));
         let old = Report { epoch: Epoch(epoch), revision, ..r };
-        let with = nas::plan(&v, &f, &Context { report: Some(&old), due, ..Context::default() });
-        let without = nas::plan(&v, &f, &Context { due, ..Context::default() });
+        let with = nas::qemu::plan(&v, &f, &Context { report: Some(&old), due, ..Context::default() });
+        let without = nas::qemu::plan(&v, &f, &Context { due, ..Context::default() });
         prop_assert_eq!(with, without);
     }
 
@@ -408,7 +416,7 @@ proptest! {
 
     #[test]
     fn an_assignment_has_a_higher_revision_when_anything_in_it_changed(v in any_row(), f in any_facts()) {
-        let Some(next) = nas::assignment(&v, &f, &host("nas"), "nas", Default::default(), true) else { return Ok(()) };
+        let Some(next) = assigned(&v, f, true) else { return Ok(()) };
         let Some(last) = &v.assign else { return Ok(()) };
         prop_assert_eq!(next.revision == last.revision, next == *last);
         prop_assert!(next.revision >= last.revision);

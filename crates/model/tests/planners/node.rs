@@ -6,8 +6,8 @@ use img_storage_model::{
     attribute::Speed,
     messages::{Assign, BackOrder, NodePhase, PushOrder, Want},
     node::{
-        self, Bitmap, Incremental, JobState, Layer, LocalFile, NodeChange, NodeFacts, NodeRecord, NodeStep, PushOutcome,
-        QsdFacts, Snapshotting, Truth,
+        self, JobState, Layer, NodeChange, NodeRecord, PushOutcome, Truth,
+        qemu::{Bitmap, Incremental, LocalFile, NodeFacts, NodeStep, QsdFacts, Snapshotting},
     },
 };
 use proptest::prelude::*;
@@ -21,20 +21,7 @@ pub fn file() -> LocalFile {
 }
 
 fn qsd(top: Layer) -> QsdFacts {
-    QsdFacts {
-        epoch: E,
-        top,
-        remote: (top == Layer::Remote).then(|| "e3".to_owned()),
-        local: top == Layer::Local,
-        guest: true,
-        copy: None,
-        bitmaps: Vec::new(),
-        snapshotting: Snapshotting::default(),
-        push: None,
-        back: None,
-        back_mirror: None,
-        back_fill: None,
-    }
+    QsdFacts { guest: true, ..QsdFacts::started(E, top, (top == Layer::Remote).then(|| "e3".to_owned())) }
 }
 
 fn bitmap(since: Incremental, recording: bool) -> Bitmap {
@@ -59,11 +46,11 @@ fn back(mirror: JobState, fill: JobState) -> QsdFacts {
     }
 }
 
-pub fn decide(record: &NodeRecord, qsd: Option<QsdFacts>, local: Option<LocalFile>) -> node::Decision {
-    node::plan(record, &NodeFacts { qsd: Fact::Known(qsd), local: Fact::Known(local) })
+pub fn decide(record: &NodeRecord, qsd: Option<QsdFacts>, local: Option<LocalFile>) -> node::qemu::Decision {
+    node::qemu::plan(record, &NodeFacts { qsd: Fact::Known(qsd), local: Fact::Known(local) })
 }
 
-fn waits(decision: &node::Decision) -> bool {
+fn waits(decision: &node::qemu::Decision) -> bool {
     matches!(decision, Decision::Wait(_))
 }
 
@@ -209,7 +196,7 @@ fn the_way_back() {
     let unmapped = NodeRecord { assign: Assign { want: Want::Gone, force: true, ..r(true).assign }, ..written.clone() };
     assert_eq!(decide(&unmapped, Some(pending.clone()), Some(file())), Decision::Do(NodeStep::FinalizeBack));
     let facts = NodeFacts { qsd: Fact::Known(Some(pending)), local: Fact::Known(Some(file())) };
-    assert_eq!(node::phase(&written, &facts), NodePhase::Switching, "it can still fail");
+    assert_eq!(node::qemu::phase(&written, &facts), NodePhase::Switching, "it can still fail");
     let broken = back(JobState::Failed("no".to_owned()), JobState::Done);
     assert_eq!(decide(&r(true), Some(broken.clone()), Some(file())), Decision::Do(NodeStep::CancelBack));
     for written in [written, unmapped] {
@@ -229,7 +216,7 @@ fn the_local_copy_goes_when_it_came_home_and_not_before() {
     let clean = QsdFacts { bitmaps: vec![Bitmap { dirty: 0, ..q.bitmaps[0] }], ..q };
     assert_eq!(decide(&released, Some(clean), Some(file())), Decision::Do(NodeStep::Stop { force: false }));
     assert_eq!(decide(&released, None, Some(file())), Decision::Do(NodeStep::RemoveLocal));
-    assert_eq!(decide(&released, None, None), Decision::Record(NodeChange::Ended));
+    assert_eq!(decide(&released, None, None), Decision::Record(NodeChange::Ended { warm: false }));
 }
 
 #[test]
@@ -303,9 +290,9 @@ proptest! {
         record in any_record(), qsd in proptest::option::of(any_qsd()), local in proptest::option::of(any_file()),
     ) {
         let blind = NodeFacts { qsd: unseen(), local: Fact::Known(local) };
-        prop_assert!(matches!(node::plan(&record, &blind), Decision::Stuck(_)));
+        prop_assert!(matches!(node::qemu::plan(&record, &blind), Decision::Stuck(_)));
         let blind = NodeFacts { qsd: Fact::Known(qsd), local: unseen() };
-        prop_assert!(matches!(node::plan(&record, &blind), Decision::Stuck(_)));
+        prop_assert!(matches!(node::qemu::plan(&record, &blind), Decision::Stuck(_)));
     }
 
     #[test]
@@ -370,7 +357,7 @@ proptest! {
         record in any_record(), qsd in proptest::option::of(any_qsd()), local in proptest::option::of(any_file()),
     ) {
         let facts = NodeFacts { qsd: Fact::Known(qsd), local: Fact::Known(local) };
-        let report = node::report(&record, &facts, "device", None);
+        let report = node::qemu::report(&record, &facts, "device", None);
         prop_assert_eq!(report.pivoted, record.truth == Truth::Local);
         prop_assert_eq!((report.epoch, report.revision), (record.assign.epoch, record.assign.revision));
         if report.phase == NodePhase::Gone {

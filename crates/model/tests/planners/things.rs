@@ -3,7 +3,7 @@
 use img_storage_model::{
     Epoch, Extents, Fact, HostName, Size, SnapshotId, VolumeId,
     messages::{Assign, BackOrder, ContentDigest, DeviceKind, Endpoint, NodePhase, PushOrder, Report, Want},
-    node::{Incremental, Job, JobState, PushOutcome, PushResult},
+    node::{Job, JobState, PushOutcome, PushResult, qemu::Incremental},
 };
 use proptest::prelude::*;
 use uuid::Uuid;
@@ -63,6 +63,8 @@ pub fn assign(want: Want) -> Assign {
         back: None,
         speeds: Default::default(),
         asked: None,
+        plane: Default::default(),
+        kernel: None,
         proof: None,
     }
 }
@@ -84,6 +86,7 @@ pub fn report(phase: NodePhase, pivoted: bool) -> Report {
         stuck: None,
         notice: None,
         asked: None,
+        kernel: None,
         proof: None,
     }
 }

@@ -1,7 +1,7 @@
 //! When a write-back is due, what proves that none is needed, and what a node is told of speeds.
 
 use crate::{
-    nas::{facts, mapping, row},
+    nas::{assigned, facts, mapping, row},
     node::{copying, decide, file, record},
     things::*,
 };
@@ -10,7 +10,10 @@ use img_storage_model::{
     attribute::{AttributeFrom, Attributes, Changes, Defaults, Effective, Speed, Speeds, effective},
     messages::{Assign, NodePhase, Report, Want},
     nas::{self, Accepted, Authority, Mapping, VolumeRecord},
-    node::{JobState, Moving, NodeStep, Truth},
+    node::{
+        JobState, Truth,
+        qemu::{Moving, NodeStep},
+    },
     schedule::{behind_since, clean_at, next_due},
 };
 use jiff::Timestamp;
@@ -97,9 +100,7 @@ fn only_a_certain_word_proves_that_nothing_is_missing() {
 
 #[test]
 fn a_copy_waits_for_its_turn_and_is_not_taken_back() {
-    let want = |v: &VolumeRecord, copy| {
-        nas::assignment(v, &facts(), &host("nas"), "nas", Speeds::default(), copy).map(|a| a.want).unwrap()
-    };
+    let want = |v: &VolumeRecord, copy| assigned(v, facts(), copy).map(|a| a.want).unwrap();
     let new = row(Some(mapping(Want::Local, Authority::Nas)));
     assert_eq!((nas::copies(&new), want(&new, false), want(&new, true)), (Some(false), Want::Remote, Want::Local));
     let begun = answered(mapping(Want::Local, Authority::Nas));

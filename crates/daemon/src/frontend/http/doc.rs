@@ -236,7 +236,7 @@ mod tests {
         };
         fields("Fault", serde_json::to_value(model::Fault::invalid("x").next("y")).unwrap());
         fields("Progress", serde_json::to_value(messages::Progress { done: 1, total: 2 }).unwrap());
-        let pool = messages::PoolReport { name: "tank".into(), size: 1, free: 1 };
+        let pool = messages::PoolReport { name: "tank".into(), size: 1, free: 1, plane: Default::default() };
         fields("PoolReport", serde_json::to_value(pool).unwrap());
     }
 }

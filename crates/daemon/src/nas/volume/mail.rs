@@ -6,7 +6,7 @@ use img_storage_model::{
     Fault, HostName, RequestId,
     attribute::Speeds,
     messages::{Assign, Body, DeviceKind, NodePhase, Report, Role, Want},
-    nas::{self, Authority, Intent, NasChange, NasFacts, Stage, VolumeRecord},
+    nas::{self, Authority, Facts, Intent, NasChange, Stage, VolumeRecord},
 };
 use tokio::time::Instant;
 
@@ -63,8 +63,8 @@ impl Actor {
     }
 
     /// Notes that no reader has it any more.
-    pub(super) async fn taken_back(&mut self, facts: &NasFacts) -> Result<(), Fault> {
-        if self.record.lent && self.reader.is_none() && facts.reader.known() == Some(&false) {
+    pub(super) async fn taken_back(&mut self, facts: &Facts) -> Result<(), Fault> {
+        if self.record.lent && self.reader.is_none() && facts.reader() == Some(false) {
             let next = VolumeRecord { lent: false, ..self.record.clone() };
             self.nas.store.put(&next).await?;
             self.record = next;
@@ -147,7 +147,9 @@ impl Actor {
                 epoch: report.epoch,
                 revision: report.revision + 1,
                 want: Want::Gone,
-                device: DeviceKind::Nbd,
+                device: DeviceKind::default(),
+                plane: self.record.plane,
+                kernel: None,
                 force: true,
                 export: None,
                 granted: false,

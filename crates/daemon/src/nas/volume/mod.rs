@@ -8,12 +8,16 @@ mod shown;
 mod timing;
 
 use super::{Nas, Shown};
-use crate::{rate::Rate, retry::Retry};
+use crate::{
+    rate::Rate,
+    retry::Retry,
+    steps::{self, OBSERVE_DEADLINE, Repeats},
+};
 use img_storage_model::{
-    Fact, Fault, HostName, RequestId,
+    Fault, HostName, Plane, RequestId,
     api::WriteBack,
     messages::{Assign, Body, Report, Role, Want},
-    nas::{self, Authority, Context, Decision, Intent, NasChange, NasFacts, NasStep, Stage, VolumeRecord},
+    nas::{self, Authority, Context, Decision, Facts, Intent, NasChange, Stage, Step, Terms, VolumeRecord},
     node::{JobState, PushOutcome, StepResult},
 };
 use jiff::Timestamp;
@@ -23,19 +27,12 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
-/// So many times the same step is done in a row before it is slowed down.
-const SAME_STEP: u32 = 3;
-/// How long a look at the host may take.
-const OBSERVE_DEADLINE: Duration = Duration::from_secs(10);
 /// How often a mapped volume is looked at when nothing happens.
 const LOOK_EVERY: Duration = Duration::from_secs(3);
 /// How often an assignment is sent again that the node has not answered.
 const RESEND_EVERY: Duration = Duration::from_secs(3);
 /// A node that has not said anything about its volume for so long is sent the assignment again, to which it answers.
 const SILENCE: Duration = Duration::from_secs(15);
-/// Steps that move bulk data may take as long as this many bytes per second take for the whole volume, and the ordinary
-/// deadline besides.
-const SLOWEST: u64 = 5 << 20;
 
 /// What an actor gets.
 pub(crate) enum Mail {
@@ -73,6 +70,8 @@ pub(crate) struct Actor {
     rate: Rate,
     last_write_back: Option<WriteBack>,
     write_backs: u64,
+    /// Bytes of the last stream.
+    streamed: Option<u64>,
     /// When the node last had nothing that is not home.
     clean: Option<Timestamp>,
     /// It has asked for a turn since it last looked.
@@ -84,7 +83,7 @@ pub(crate) struct Actor {
     failed: Option<Fault>,
     unread: Option<Fault>,
     at_rest: bool,
-    again: Option<(NasStep, u32)>,
+    repeats: Repeats<Step>,
     over: bool,
 }
 
@@ -111,6 +110,7 @@ impl Actor {
             rate: Rate::default(),
             last_write_back: None,
             write_backs: 0,
+            streamed: None,
             clean: None,
             claims: false,
             in_line: None,
@@ -119,7 +119,7 @@ impl Actor {
             failed: None,
             unread: None,
             at_rest: false,
-            again: None,
+            repeats: Repeats::default(),
             over: false,
         }
     }
@@ -145,10 +145,10 @@ impl Actor {
                 Decision::Do(step) => {
                     self.waiting = None;
                     self.show(&facts);
-                    if self.retry.holds() || (step == NasStep::StartCommit && self.setback.holds()) {
+                    if self.retry.holds() || (step.begins_anew() && self.setback.holds()) {
                         self.rest(Duration::from_millis(100)).await;
                     } else {
-                        if let (NasStep::EndCommit, Some(why)) = (&step, broken_commit(&facts)) {
+                        if let Some(why) = facts.setback().filter(|_| step.takes_up()) {
                             self.setback.failed(why, self.nas.clock.now());
                         }
                         self.run(step).await;
@@ -160,7 +160,7 @@ impl Actor {
                     }
                 }
                 Decision::Wait(why) => {
-                    self.again = None;
+                    self.repeats.rest();
                     self.retry.well();
                     self.waiting = Some(why);
                     self.show(&facts);
@@ -172,7 +172,7 @@ impl Actor {
                     self.rest(LOOK_EVERY).await;
                 }
                 Decision::Rest => {
-                    self.again = None;
+                    self.repeats.rest();
                     self.retry.well();
                     self.waiting = None;
                     self.at_rest = true;
@@ -185,34 +185,46 @@ impl Actor {
     }
 
     /// Brings what others are to know up to date with what is seen.
-    async fn kept_up(&mut self, facts: &NasFacts) -> Result<(), Fault> {
+    async fn kept_up(&mut self, facts: &Facts) -> Result<(), Fault> {
         self.taken_back(facts).await?;
         self.assign(facts).await
     }
 
-    async fn observe(&mut self) -> NasFacts {
+    async fn observe(&mut self) -> Facts {
         let looked = timeout(OBSERVE_DEADLINE, self.nas.host.observe(Nas::volume_ref(&self.record))).await;
-        let facts = looked.unwrap_or_else(|_| {
-            fn late<T>() -> Fact<T> {
-                Fact::Unknown(format!("no answer within {} s", OBSERVE_DEADLINE.as_secs()))
-            }
-            NasFacts { disk: late(), export: late(), incoming: late(), pending: late(), overlay: late(), reader: late() }
-        });
-        self.allocated = facts.disk.known().copied().flatten().map(|d| d.allocated).or(self.allocated);
+        let facts = looked.unwrap_or_else(|_| Facts::unknown(self.record.plane, &steps::unanswered()));
+        self.allocated = facts.allocated().or(self.allocated);
         facts
     }
 
-    fn plan(&mut self, facts: &NasFacts) -> Decision {
+    fn plan(&mut self, facts: &Facts) -> Decision {
         let due = self.due();
-        let context =
-            Context { report: self.report.as_ref(), due, hold_off: self.push_retry.holds(), reader: self.reader.clone() };
+        let node = self.record.mapping.as_ref().map(|m| &m.node);
+        let (initiator, peer_address) = node.map_or((None, None), |node| self.nas.peers.reached(node));
+        let password = self.password();
+        let context = Context {
+            report: self.report.as_ref(),
+            due,
+            hold_off: self.push_retry.holds(),
+            reader: self.reader.clone(),
+            nas: self.nas.post.name().as_str(),
+            initiator: initiator.as_deref(),
+            peer_address: peer_address.as_deref(),
+            password: &password,
+            speeds: self.nas.effective(&self.record.attributes).speeds,
+        };
         nas::plan(&self.record, facts, &context)
     }
 
+    /// The iSCSI secret of this mapping: nobody need remember it.
+    fn password(&self) -> String {
+        let mapping = self.record.mapping.as_ref().filter(|_| self.record.plane == Plane::Kernel);
+        mapping.map_or_else(String::new, |m| self.nas.password(self.record.id, &m.node, m.epoch))
+    }
+
     /// When to look again without being told anything.
-    fn look_again(&self, facts: &NasFacts) -> Duration {
-        let commit = facts.export.known().and_then(Option::as_ref).and_then(|e| e.commit.as_ref());
-        if commit.is_some_and(|c| c.state == JobState::Running) {
+    fn look_again(&self, facts: &Facts) -> Duration {
+        if facts.job().is_some_and(|job| job.state == JobState::Running) {
             return Duration::from_millis(50);
         }
         let now = self.nas.clock.now();
@@ -251,21 +263,13 @@ impl Actor {
         }
     }
 
-    fn deadline(&self, step: &NasStep) -> Duration {
-        let bulk = matches!(
-            step,
-            NasStep::SyncDisk
-                | NasStep::RemoveDisk
-                | NasStep::StopExport
-                | NasStep::VerifyIncoming { .. }
-                | NasStep::SealIncoming { .. }
-                | NasStep::CommitPending { .. }
-        );
+    fn deadline(&self, step: &Step) -> Duration {
+        let bulk = step.is_bulk();
         let bytes = if bulk { self.record.size.bytes() } else { 0 };
-        self.nas.config.step_deadline + Duration::from_secs(bytes / SLOWEST)
+        self.nas.config.step_deadline + steps::bulk(bytes)
     }
 
-    async fn run(&mut self, step: NasStep) {
+    async fn run(&mut self, step: Step) {
         let deadline = self.deadline(&step);
         tracing::debug!(volume = %self.record.name, epoch = %self.record.epoch, ?step);
         let nas = Arc::clone(&self.nas);
@@ -282,15 +286,15 @@ impl Actor {
         };
         match done {
             Ok(Ok(result)) => {
-                self.went_well(&step);
+                self.repeats.done(&step, &mut self.retry, self.nas.clock.now());
                 self.finished(&step, &result).await;
             }
             Ok(Err(why)) => self.step_failed(&step, &why.to_string()).await,
-            Err(_) => self.step_failed(&step, &format!("{} was not done within {} s", verb(&step), deadline.as_secs())).await,
+            Err(_) => self.step_failed(&step, &steps::late(&step, deadline)).await,
         }
     }
 
-    async fn finished(&mut self, step: &NasStep, result: &StepResult) {
+    async fn finished(&mut self, step: &Step, result: &StepResult) {
         if let Some(change) = nas::after(&self.record, step, result)
             && let Err(fault) = self.record(&change).await
         {
@@ -298,28 +302,9 @@ impl Actor {
         }
     }
 
-    /// A step went well; one that is done again and again, and seen to change nothing, is a failure too.
-    fn went_well(&mut self, step: &NasStep) {
-        let times = match &mut self.again {
-            Some((last, times)) if last == step => {
-                *times += 1;
-                *times
-            }
-            again => {
-                *again = Some((step.clone(), 1));
-                1
-            }
-        };
-        if times < SAME_STEP {
-            self.retry.well();
-        } else {
-            self.retry.failed(format!("{} was done {times} times and nothing came of it", verb(step)), self.nas.clock.now());
-        }
-    }
-
-    async fn step_failed(&mut self, step: &NasStep, why: &str) {
-        tracing::warn!(volume = %self.record.name, epoch = %self.record.epoch, "{}: {why}", verb(step));
-        if matches!(step, NasStep::StartReader { .. }) {
+    async fn step_failed(&mut self, step: &Step, why: &str) {
+        tracing::warn!(volume = %self.record.name, epoch = %self.record.epoch, "{}: {why}", steps::verb(step));
+        if step.lends() {
             // Who wants to read it is told; the volume's own life goes on.
             self.reader = None;
             self.unread = Some(Fault::failed(why));
@@ -347,7 +332,7 @@ impl Actor {
         }
         let mut next = self.record.clone();
         let port = match change {
-            NasChange::Order { .. } | NasChange::NewPort => {
+            NasChange::Order { .. } | NasChange::NewPort if self.record.plane == Plane::Qemu => {
                 self.nas.host.free_port().map_err(|e| Fault::failed(e.to_string()))?
             }
             _ => 0,
@@ -361,6 +346,13 @@ impl Actor {
         }
         if matches!(change, NasChange::Authority(_) | NasChange::Unmapped) {
             self.clean = None;
+        }
+        if matches!(change, NasChange::Streamed { .. }) {
+            self.setback.well();
+            // The node looks at what arrived, and tells.
+            if let Some(assign) = self.record.assign.clone() {
+                self.send(assign);
+            }
         }
         if *change == NasChange::Unmapped {
             self.setback.well();
@@ -383,6 +375,14 @@ impl Actor {
             NasChange::Authority(Authority::MaybeNas) => format!("everything is here too; {node} may switch back"),
             NasChange::Authority(Authority::Nas) => "the newest writes are here".to_owned(),
             NasChange::Order { last } => format!("write-back ordered from {node}{}", if *last { ", the last one" } else { "" }),
+            NasChange::BackRound | NasChange::BackOrder => format!("write-back ordered from {node}, to bring the guest back"),
+            NasChange::Streamed { moved, took_ms } => {
+                self.streamed = Some(*moved);
+                format!("{} streamed in {took_ms} ms", img_storage_model::size::human_bytes(*moved))
+            }
+            NasChange::Base => format!("last difference for {node}"),
+            NasChange::Back(true) => format!("{node} may let its guest write to an overlay"),
+            NasChange::Back(false) => "not brought back".to_owned(),
             NasChange::Verified => "write-back verified".to_owned(),
             NasChange::PushFailed { why } => {
                 self.push_retry.failed(why.clone(), now);
@@ -392,6 +392,7 @@ impl Actor {
                 self.push_retry.well();
                 let moved = self.report.as_ref().and_then(|r| r.pushed.as_ref()).and_then(|p| match &p.outcome {
                     PushOutcome::Sent { moved, .. } => Some(*moved),
+                    PushOutcome::Taken(_) => self.streamed,
                     PushOutcome::Failed { .. } => None,
                 });
                 if let Some(push) = push {
@@ -407,18 +408,19 @@ impl Actor {
             NasChange::Unmapped => format!("unmapped from {node}"),
             NasChange::GiveUp => "given up".to_owned(),
             NasChange::Layer(_) => "what came back is folded into the volume".to_owned(),
-            NasChange::Deleted | NasChange::NewPort => return,
+            NasChange::Deleted | NasChange::NewPort | NasChange::Round | NasChange::RoundDone => return,
         };
         tracing::info!(volume = %self.record.name, epoch = %self.record.epoch, "{what}");
         self.nas.journal.note(self.record.id, now, &what);
     }
 
     /// Brings the node's assignment up to date, and sends it when it is new or was not answered.
-    async fn assign(&mut self, facts: &NasFacts) -> Result<(), Fault> {
+    async fn assign(&mut self, facts: &Facts) -> Result<(), Fault> {
         let speeds = self.nas.effective(&self.record.attributes).speeds;
         let copy = self.may_copy();
-        let (me, address) = (self.nas.post.name(), &self.nas.config.address);
-        let Some(next) = nas::assignment(&self.record, facts, me, address, speeds, copy) else {
+        let password = self.password();
+        let terms = Terms { nas: self.nas.post.name(), address: &self.nas.config.address, speeds, copy, password: &password };
+        let Some(next) = nas::assignment(&self.record, facts, &terms) else {
             self.sent = None;
             return Ok(());
         };
@@ -450,17 +452,4 @@ impl Actor {
             self.nas.post.send(&mapping.node, Body::Assign(Box::new(assign)));
         }
     }
-}
-
-/// Why a live commit of an overlay failed or stands still.
-fn broken_commit(facts: &NasFacts) -> Option<String> {
-    match &facts.export.known()?.as_ref()?.commit.as_ref()?.state {
-        JobState::Failed(why) | JobState::Paused(why) => Some(format!("what came back cannot be folded into the volume: {why}")),
-        _ => None,
-    }
-}
-
-fn verb(step: &NasStep) -> String {
-    let text = format!("{step:?}");
-    text.split([' ', '{']).next().unwrap_or_default().to_owned()
 }

@@ -9,8 +9,8 @@ use crate::{
     retry::Retry,
 };
 use img_storage_model::{
-    messages::Endpoint,
-    nas::{NasFacts, Stage},
+    messages::{Endpoint, Progress},
+    nas::{Facts, Stage},
 };
 
 impl Actor {
@@ -19,12 +19,12 @@ impl Actor {
         self.shown.send_replace(shown);
     }
 
-    pub(super) fn show(&self, facts: &NasFacts) {
+    pub(super) fn show(&self, facts: &Facts) {
         let shown = self.make_shown(Some(facts));
         self.shown.send_replace(shown);
     }
 
-    fn make_shown(&self, facts: Option<&NasFacts>) -> Shown {
+    fn make_shown(&self, facts: Option<&Facts>) -> Shown {
         let host = self.nas.post.name();
         let node = self.record.mapping.as_ref().map(|m| &m.node);
         let reported = self.report.as_ref().and_then(|r| r.stuck.clone()).zip(node).map(|(why, node)| {
@@ -58,7 +58,7 @@ impl Actor {
             write_backs: self.write_backs,
             stuck,
             waiting: self.waiting.clone(),
-            progress: None,
+            progress: facts.and_then(Facts::stream).map(|s| Progress { done: s.job.done, total: s.job.total }),
         };
         let mut shown = view::show(&self.record, host, &seen);
         shown.failed = self.failed.clone();
@@ -69,7 +69,7 @@ impl Actor {
     }
 
     /// Where an importing or reading front end finds the contents.
-    fn served(&self, facts: &NasFacts) -> Option<Endpoint> {
+    fn served(&self, facts: &Facts) -> Option<Endpoint> {
         let endpoint = |port: u16, export: String| Endpoint {
             host: self.nas.config.address.clone(),
             port,
@@ -77,11 +77,8 @@ impl Actor {
             server: self.nas.post.name().clone(),
         };
         match (&self.record.stage, &self.reader) {
-            (Stage::Importing { port, complete: false, .. }, _) => {
-                let name = facts.export.known()?.as_ref()?.names.first()?.clone();
-                Some(endpoint(*port, name))
-            }
-            (Stage::Ready, Some((_, port))) if facts.reader.known() == Some(&true) => Some(endpoint(*port, "reader".to_owned())),
+            (Stage::Importing { port, complete: false, .. }, _) => Some(endpoint(*port, facts.import()?.to_owned())),
+            (Stage::Ready, Some((_, port))) if facts.reader() == Some(true) => Some(endpoint(*port, "reader".to_owned())),
             _ => None,
         }
     }

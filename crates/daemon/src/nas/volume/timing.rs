@@ -5,7 +5,7 @@ use crate::nas::turns::{Urgency, Way};
 use img_storage_model::{
     attribute::AttributeFrom,
     messages::Want,
-    nas::{self, Authority, Decision, NasChange, NasFacts, NasStep},
+    nas::{self, Authority, Decision, Facts, NasChange},
     schedule,
 };
 use jiff::Timestamp;
@@ -63,11 +63,12 @@ impl Actor {
     pub(super) fn in_turn(&mut self, decision: Decision) -> Decision {
         let now = self.nas.clock.now();
         let begins = match &decision {
+            Decision::Record(NasChange::BackRound | NasChange::BackOrder) => Some(Urgency { may_wait: true, due: now }),
             Decision::Record(NasChange::Order { last }) => {
                 let due = self.next_due().map_or(now, |(at, _)| at);
                 Some(Urgency { may_wait: !last, due })
             }
-            Decision::Do(NasStep::CreateOverlay { .. }) => Some(Urgency { may_wait: true, due: now }),
+            Decision::Do(step) if step.begins_back() => Some(Urgency { may_wait: true, due: now }),
             _ => None,
         };
         match begins {
@@ -91,7 +92,7 @@ impl Actor {
     }
 
     /// Keeps the place of a transfer that is under way, and gives up one that is not needed.
-    pub(super) fn settle_turn(&mut self, facts: &NasFacts) {
+    pub(super) fn settle_turn(&mut self, facts: &Facts) {
         match self.under_way(facts) {
             Some(way) => self.nas.turns.keep(self.record.id, way),
             None if self.claims => {}
@@ -100,7 +101,7 @@ impl Actor {
     }
 
     /// The transfer that is under way. One that cannot go on keeps nobody waiting.
-    fn under_way(&self, facts: &NasFacts) -> Option<Way> {
+    fn under_way(&self, facts: &Facts) -> Option<Way> {
         let m = self.record.mapping.as_ref()?;
         let held_up = self.report.as_ref().is_some_and(|r| r.stuck.is_some());
         if held_up || self.nas.peers.is_away(&m.node) {
@@ -109,9 +110,8 @@ impl Actor {
         if nas::copies(&self.record) == Some(true) {
             return Some(Way::ToNode);
         }
-        let overlay = facts.overlay.known().is_some_and(Option::is_some);
         let back = match m.authority {
-            Authority::Node => m.want == Want::Remote && overlay,
+            Authority::Node => m.want == Want::Remote && facts.back_begun(),
             Authority::MaybeNas => true,
             Authority::Nas | Authority::MaybeNode => false,
         };

@@ -5,7 +5,7 @@
 use std::fs::{self, File, OpenOptions};
 use std::path::{Path, PathBuf};
 
-use img_storage_model::{Epoch, SnapshotId, VolumeId, nas::DiskFile};
+use img_storage_model::{Epoch, SnapshotId, VolumeId, nas::qemu::DiskFile};
 use serde::{Deserialize, Serialize};
 
 use crate::qemu::{during, enough_room, look_at, pool, read_mark, remove, sync_parent, write_mark};

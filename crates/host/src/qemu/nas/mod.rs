@@ -17,13 +17,16 @@ use std::sync::atomic::{AtomicU16, Ordering};
 use img_storage_model::{
     Epoch, Fact, HostName, PoolName, SnapshotId, VolumeId,
     messages::PoolReport,
-    nas::{ExportFacts, IncomingFacts, NasFacts, NasLayer, NasStep},
+    nas::{
+        self, NasLayer,
+        qemu::{ExportFacts, IncomingFacts, NasFacts, NasStep},
+    },
     node::StepResult,
 };
 use serde::{Deserialize, Serialize};
 
 use super::session::Session;
-use super::{Plane, boxed, during, listening, pool_report};
+use super::{Daemons, boxed, during, listening, pool_report};
 use crate::qsd::Qsd;
 use crate::{HostError, NasHost, VolumeRef, Work};
 use files::Home;
@@ -31,7 +34,7 @@ use files::Home;
 /// A NAS of the qemu plane.
 #[derive(Debug, Clone)]
 pub struct QemuNas {
-    plane: Plane,
+    plane: Daemons,
     pools: BTreeMap<PoolName, PathBuf>,
     listen: String,
     ports: RangeInclusive<u16>,
@@ -51,7 +54,7 @@ struct Mark {
 
 impl QemuNas {
     /// A NAS with these pools (directories), which serves at the address `listen` on `ports`.
-    pub async fn new(plane: Plane, pools: BTreeMap<PoolName, PathBuf>, listen: &str, ports: RangeInclusive<u16>) -> Self {
+    pub async fn new(plane: Daemons, pools: BTreeMap<PoolName, PathBuf>, listen: &str, ports: RangeInclusive<u16>) -> Self {
         let aio = plane.asynchronous_io().await;
         // Somebody else may take a port between the look and the use; two of us on one machine do not begin at the same.
         let scattered = std::process::id().wrapping_mul(0x9e37_79b1) >> 16;
@@ -72,7 +75,8 @@ impl QemuNas {
         })
     }
 
-    async fn look(&self, volume: &VolumeRef) -> NasFacts {
+    /// What is there of a volume.
+    pub async fn look(&self, volume: &VolumeRef) -> NasFacts {
         match self.at(volume) {
             Ok(steps) => steps.look().await,
             Err(error) => NasFacts {
@@ -86,7 +90,11 @@ impl QemuNas {
         }
     }
 
-    async fn carry_out(&self, volume: &VolumeRef, step: NasStep) -> Result<StepResult, HostError> {
+    /// Carries a step out.
+    ///
+    /// # Errors
+    /// When it could not be done; what became of it is found by looking.
+    pub async fn carry_out(&self, volume: &VolumeRef, step: NasStep) -> Result<StepResult, HostError> {
         let at = self.at(volume)?;
         match step {
             NasStep::CreateDisk { size } => at.home.create(size.bytes())?,
@@ -120,12 +128,17 @@ impl QemuNas {
 }
 
 impl NasHost for QemuNas {
-    fn observe(&self, volume: VolumeRef) -> Work<'_, NasFacts> {
-        boxed(async move { self.look(&volume).await })
+    fn observe(&self, volume: VolumeRef) -> Work<'_, nas::Facts> {
+        boxed(async move { nas::Facts::Qemu(self.look(&volume).await) })
     }
 
-    fn run(&self, volume: VolumeRef, step: NasStep) -> Work<'_, Result<StepResult, HostError>> {
-        boxed(async move { self.carry_out(&volume, step).await })
+    fn run(&self, volume: VolumeRef, step: nas::Step) -> Work<'_, Result<StepResult, HostError>> {
+        boxed(async move {
+            match step {
+                nas::Step::Qemu(step) => self.carry_out(&volume, step).await,
+                nas::Step::Kernel(_) => Err(crate::other_plane(img_storage_model::Plane::Kernel)),
+            }
+        })
     }
 
     fn pools(&self) -> Work<'_, Vec<PoolReport>> {

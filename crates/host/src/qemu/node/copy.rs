@@ -8,7 +8,7 @@ use img_storage_model::{
     Epoch,
     attribute::Speed,
     messages::{DeviceKind, Endpoint},
-    node::{Incremental, JobState, Layer},
+    node::{JobState, Layer, qemu::Incremental},
 };
 use serde_json::json;
 
@@ -142,7 +142,7 @@ impl Steps<'_> {
         if !session.graph().await?.exports.contains_key(GUEST) {
             let mut export = json!({"id": GUEST, "node-name": "top", "writable": true});
             match device {
-                DeviceKind::Nbd => {
+                DeviceKind::Nbd | DeviceKind::Block => {
                     export["type"] = "nbd".into();
                     export["name"] = GUEST.into();
                 }

@@ -3,7 +3,7 @@
 use std::fs::{self, File, OpenOptions};
 use std::path::{Path, PathBuf};
 
-use img_storage_model::{Epoch, Fact, VolumeId, node::LocalFile};
+use img_storage_model::{Epoch, Fact, VolumeId, node::qemu::LocalFile};
 use rustix::fs::{FallocateFlags, fallocate};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};

@@ -27,14 +27,17 @@ use img_storage_model::{
     Epoch, Fact, VolumeId,
     attribute::Speed,
     messages::{DeviceKind, Endpoint, Holder, PoolReport},
-    node::{Bitmap, Incremental, Job, JobState, Layer, Moving, NodeFacts, NodeStep, QsdFacts, Snapshotting, StepResult},
+    node::{
+        self, Job, JobState, Layer, NodeVolume, StepResult,
+        qemu::{Bitmap, Incremental, Moving, NodeFacts, NodeStep, QsdFacts, Snapshotting},
+    },
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::graph::Graph;
 use super::session::Session;
-use super::{GRACE, Plane, boxed, during, file_node, knock, pool_report};
+use super::{Daemons, GRACE, boxed, during, file_node, knock, pool_report};
 use crate::qsd::Qsd;
 use crate::{HostError, NodeHost, Work};
 use files::Local;
@@ -48,7 +51,7 @@ const GRANULARITY: u32 = 65536;
 /// A node of the qemu plane.
 #[derive(Debug, Clone)]
 pub struct QemuNode {
-    plane: Plane,
+    plane: Daemons,
     pool_name: Arc<str>,
     pool: PathBuf,
     guest_group: Option<u32>,
@@ -64,7 +67,7 @@ struct Mark {
 
 impl QemuNode {
     /// A node that keeps local copies in the directory `pool`. Members of `guest_group` may connect to the guests' sockets.
-    pub async fn new(plane: Plane, pool_name: &str, pool: impl Into<PathBuf>, guest_group: Option<u32>) -> Self {
+    pub async fn new(plane: Daemons, pool_name: &str, pool: impl Into<PathBuf>, guest_group: Option<u32>) -> Self {
         let aio = plane.asynchronous_io().await;
         let pool = pool.into();
         if let Err(error) = files::Local::sweep(&pool) {
@@ -81,7 +84,8 @@ impl QemuNode {
         Local::new(&self.pool, volume)
     }
 
-    async fn look(&self, volume: VolumeId) -> NodeFacts {
+    /// What is there of a volume.
+    pub async fn look(&self, volume: VolumeId) -> NodeFacts {
         let local = self.local(volume);
         let file = local.look();
         let qsd = match self.look_at_daemon(volume, &local).await {
@@ -107,7 +111,11 @@ impl QemuNode {
         Ok(Some(facts))
     }
 
-    async fn carry_out(&self, volume: VolumeId, step: NodeStep) -> Result<StepResult, HostError> {
+    /// Carries a step out.
+    ///
+    /// # Errors
+    /// When it could not be done; what became of it is found by looking.
+    pub async fn carry_out(&self, volume: VolumeId, step: NodeStep) -> Result<StepResult, HostError> {
         let (qsd, relay) = (self.qsd(volume), self.plane.qsd(volume, ".b"));
         let at = Steps { host: self, volume, qsd, relay, local: self.local(volume) };
         match step {
@@ -149,32 +157,37 @@ impl QemuNode {
     /// The socket a guest connects to.
     fn socket(&self, volume: VolumeId, kind: DeviceKind) -> PathBuf {
         self.qsd(volume).dir().join(match kind {
-            DeviceKind::Nbd => "guest.sock",
             DeviceKind::VhostUserBlk => "vhost.sock",
+            DeviceKind::Nbd | DeviceKind::Block => "guest.sock",
         })
     }
 }
 
 impl NodeHost for QemuNode {
-    fn observe(&self, volume: VolumeId) -> Work<'_, NodeFacts> {
-        boxed(self.look(volume))
+    fn observe(&self, volume: NodeVolume) -> Work<'_, node::Facts> {
+        boxed(async move { node::Facts::Qemu(self.look(volume.id).await) })
     }
 
-    fn run(&self, volume: VolumeId, step: NodeStep) -> Work<'_, Result<StepResult, HostError>> {
-        boxed(self.carry_out(volume, step))
+    fn run(&self, volume: NodeVolume, step: node::Step) -> Work<'_, Result<StepResult, HostError>> {
+        boxed(async move {
+            match step {
+                node::Step::Qemu(step) => self.carry_out(volume.id, step).await,
+                node::Step::Kernel(_) => Err(crate::other_plane(img_storage_model::Plane::Kernel)),
+            }
+        })
     }
 
-    fn device(&self, volume: VolumeId, kind: DeviceKind) -> String {
-        let socket = self.socket(volume, kind);
+    fn device(&self, volume: &NodeVolume, kind: DeviceKind) -> String {
+        let socket = self.socket(volume.id, kind);
         match kind {
-            DeviceKind::Nbd => format!("nbd+unix:///{GUEST}?socket={}", socket.display()),
             DeviceKind::VhostUserBlk => socket.display().to_string(),
+            DeviceKind::Nbd | DeviceKind::Block => format!("nbd+unix:///{GUEST}?socket={}", socket.display()),
         }
     }
 
-    fn users(&self, volume: VolumeId) -> Work<'_, Result<Vec<Holder>, HostError>> {
+    fn users(&self, volume: NodeVolume) -> Work<'_, Result<Vec<Holder>, HostError>> {
         boxed(async move {
-            let sockets = [DeviceKind::Nbd, DeviceKind::VhostUserBlk].map(|kind| self.socket(volume, kind));
+            let sockets = [DeviceKind::Nbd, DeviceKind::VhostUserBlk].map(|kind| self.socket(volume.id, kind));
             users::of(&sockets).await
         })
     }

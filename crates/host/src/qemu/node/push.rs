@@ -8,7 +8,7 @@ use img_storage_model::{
     attribute::Speed,
     extents,
     messages::Endpoint,
-    node::{Incremental, JobState, StepResult},
+    node::{JobState, StepResult, qemu::Incremental},
 };
 use serde_json::json;
 use std::time::Duration;

@@ -1,12 +1,13 @@
 //! The NAS's planner while the node has, or may still have, the newest writes: write-backs, bring-back and the last return.
 
 use super::{
-    Authority, Mapping, NasChange, NasLayer, NasStep, PushState,
+    NasStep,
     assign::back_export,
-    plan::{Context, Decision, Seen},
+    plan::{Decision, Seen},
 };
 use crate::{
     messages::{NodePhase, Report, Want},
+    nas::{Authority, Context, Mapping, NasChange, NasLayer, PushState},
     node::PushOutcome,
 };
 
@@ -74,6 +75,7 @@ fn plan_push(m: &Mapping, f: &Seen<'_>, push: &PushState, report: Option<&Report
     }
     match (result, f.incoming) {
         (Some(PushOutcome::Failed { why }), _) => failed(why),
+        (Some(PushOutcome::Taken(_)), _) => failed("the node took a snapshot as on another plane"),
         (_, None) => Decision::Do(NasStep::CreateIncoming { push: push.push }),
         (_, Some(incoming)) if !incoming.serving => {
             Decision::Do(NasStep::ServeIncoming { push: push.push, peer: m.node.clone(), port: push.port })

@@ -1,7 +1,6 @@
-//! The effects a NAS's planner can ask for. Idempotent, like [`crate::node::NodeStep`].
+//! The effects a NAS's planner can ask for on the qemu plane. Idempotent, like [`crate::node::qemu::NodeStep`].
 
-use super::NasLayer;
-use crate::{Epoch, Extents, HostName, Size, SnapshotId, messages::ContentDigest};
+use crate::{Epoch, Extents, HostName, Size, SnapshotId, messages::ContentDigest, nas::NasLayer};
 
 /// The export name during bring-back, of an epoch: `e<epoch>.back`.
 pub const BACK: &str = "back";

@@ -1,13 +1,14 @@
-//! The effects a node's planner can ask for.
+//! The effects a node's planner can ask for on the qemu plane.
 //!
 //! Every step is idempotent: where it is already done it succeeds and changes nothing. A step may be cut off anywhere (the
 //! daemon killed, a tool hanging); what is found then is described by [`super::NodeFacts`], and the planner goes on from there.
 
-use super::{Incremental, Layer};
+use super::Incremental;
 use crate::{
-    Epoch, Extents, Size, SnapshotId,
+    Epoch, Size, SnapshotId,
     attribute::Speed,
     messages::{DeviceKind, Endpoint},
+    node::Layer,
 };
 
 /// The jobs that move a volume's contents.
@@ -124,7 +125,7 @@ pub enum NodeStep {
         /// How fast it may go.
         speed: Speed,
     },
-    /// Reads what moved from the point in time and digests it. Gives [`StepResult::Digest`].
+    /// Reads what moved from the point in time and digests it. Gives [`crate::node::StepResult::Digest`].
     DigestPush {
         /// The push's snapshot.
         push: SnapshotId,
@@ -161,22 +162,4 @@ pub enum NodeStep {
     FinalizeBack,
     /// Gives bring-back up before its pivot: both jobs cancelled and dismissed, both connections closed.
     CancelBack,
-}
-
-/// What a step found out, beyond having been done.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum StepResult {
-    /// It is done.
-    Done,
-    /// [`NodeStep::DigestPush`]: what moved and its digest.
-    Digest {
-        /// The ranges, coalesced; a superset of what moved.
-        extents: Extents,
-        /// Digest of the contents, see [`crate::messages::ContentDigest`].
-        digest: crate::messages::ContentDigest,
-        /// Bytes the push moved over the wire.
-        moved: u64,
-    },
-    /// [`crate::nas::NasStep::VerifyIncoming`]: whether the contents are what the node said they are.
-    Verified(bool),
 }

@@ -1,11 +1,11 @@
-//! The NAS's planner: `(ledger row, facts, the node's report) → next step`.
+//! The NAS's planner of the qemu plane: `(ledger row, facts, the node's report) → next step`.
 //!
 //! This file has the volume's own life and the mapping while the NAS has authority; [`super::plan_node`] has the rest.
 //! Reports count only when they answer the newest assignment (same epoch, same revision): an old one that
 //! comes late can then never be taken for news.
 
 use super::{
-    Authority, ExportFacts, Mapping, NasChange, NasFacts, NasLayer, NasStep, Stage, VolumeRecord,
+    ExportFacts, IncomingFacts, NasFacts, NasStep,
     assign::back_export,
     plain_export,
     plan_node::{plan_maybe_nas, plan_node},
@@ -14,31 +14,19 @@ use super::{
 use crate::{
     Fact, HostName, SnapshotId,
     messages::{NodePhase, Report, Want},
+    nas::{Authority, Context, Mapping, NasChange, NasLayer, Stage, VolumeRecord},
     node::{JobState, StepResult},
 };
 
 /// A NAS's decision.
 pub type Decision = crate::Decision<NasStep, NasChange>;
 
-/// What the planner is told besides the row and the facts.
-#[derive(Clone, Debug, Default)]
-pub struct Context<'a> {
-    /// The node's newest report of this volume.
-    pub report: Option<&'a Report>,
-    /// A write-back is due by the clock.
-    pub due: bool,
-    /// The last write-back failed a moment ago: no other is ordered for now.
-    pub hold_off: bool,
-    /// A reader wants the volume: who, on which port.
-    pub reader: Option<(HostName, u16)>,
-}
-
 /// The facts, when all are known.
 pub(super) struct Seen<'a> {
     pub disk: bool,
     pub size: u64,
     pub export: Option<&'a ExportFacts>,
-    pub incoming: Option<super::IncomingFacts>,
+    pub incoming: Option<IncomingFacts>,
     pub pending: Option<SnapshotId>,
     pub overlay: bool,
     pub reader: bool,
@@ -91,9 +79,7 @@ pub fn plan(v: &VolumeRecord, facts: &NasFacts, context: &Context<'_>) -> Decisi
     let Some(m) = &v.mapping else {
         return plan_unmapped(v, &f);
     };
-    let report = context
-        .report
-        .filter(|r| r.epoch == m.epoch && v.assign.as_ref().is_some_and(|a| a.epoch == m.epoch && a.revision == r.revision));
+    let report = v.answered(context.report);
     if let Some(push) = f.pending {
         let accepted = m.accepted.as_ref().is_some_and(|a| a.push == push);
         return match &m.push {
@@ -280,4 +266,12 @@ pub fn after_error(v: &VolumeRecord, step: &NasStep, why: &str) -> Option<NasCha
     let taking = matches!(step, NasStep::CreateIncoming { .. } | NasStep::ServeIncoming { .. } | NasStep::VerifyIncoming { .. });
     let pushing = v.mapping.as_ref().is_some_and(|m| m.push.as_ref().is_some_and(|p| !p.verified));
     (taking && pushing).then(|| NasChange::PushFailed { why: why.to_owned() })
+}
+
+/// Why a live commit of an overlay failed or stands still.
+pub fn setback(facts: &NasFacts) -> Option<String> {
+    match &facts.export.known()?.as_ref()?.commit.as_ref()?.state {
+        JobState::Failed(why) | JobState::Paused(why) => Some(format!("what came back cannot be folded into the volume: {why}")),
+        _ => None,
+    }
 }

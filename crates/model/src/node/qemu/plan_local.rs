@@ -4,10 +4,13 @@
 //! holds a verified snapshot taken after the guest was off.
 
 use super::{
-    Incremental, JobState, Layer, LocalFile, Moving, NodeChange, NodeRecord, NodeStep, PushOutcome, PushResult, QsdFacts, Truth,
+    Incremental, LocalFile, Moving, NodeStep, QsdFacts,
     plan::{Decision, back_is_ready},
 };
-use crate::messages::{PushOrder, Want};
+use crate::{
+    messages::{PushOrder, Want},
+    node::{Job, JobState, Layer, NodeChange, NodeRecord, PushOutcome, PushResult, Truth},
+};
 
 /// Whether what a bitmap records is all that differs from what the NAS holds.
 pub(super) fn trusted(record: &NodeRecord, since: Incremental) -> bool {
@@ -24,7 +27,7 @@ pub(super) fn plan_local(record: &NodeRecord, qsd: Option<&QsdFacts>, local: Opt
     let Some(qsd) = qsd else {
         return match (local, release) {
             (Some(_), true) => Decision::Do(NodeStep::RemoveLocal),
-            (None, true) => Decision::Record(NodeChange::Ended),
+            (None, true) => Decision::Record(NodeChange::Ended { warm: false }),
             (Some(_), false) => Decision::Do(NodeStep::Start { epoch: assign.epoch, over: Layer::Local, endpoint: None }),
             (None, false) => {
                 Decision::Stuck("the local copy, which holds the newest writes, is not in the pool any more".to_owned())
@@ -78,7 +81,7 @@ pub(super) fn plan_local(record: &NodeRecord, qsd: Option<&QsdFacts>, local: Opt
 fn plan_back(record: &NodeRecord, qsd: &QsdFacts) -> Option<Decision> {
     let wanted = record.assign.back.as_ref().filter(|_| record.assign.want == Want::Remote);
     let begun = qsd.back.is_some() || qsd.back_mirror.is_some() || qsd.back_fill.is_some();
-    let failed = |job: &Option<super::Job>| matches!(job.as_ref().map(|j| &j.state), Some(JobState::Failed(_)));
+    let failed = |job: &Option<Job>| matches!(job.as_ref().map(|j| &j.state), Some(JobState::Failed(_)));
     let Some(order) = wanted else {
         return begun.then_some(Decision::Do(NodeStep::CancelBack));
     };

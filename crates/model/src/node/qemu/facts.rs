@@ -1,6 +1,9 @@
-//! What a node's host can show about one volume, by looking.
+//! What a node's host can show about one volume on the qemu plane, by looking.
 
-use crate::{Epoch, Fact, SnapshotId};
+use crate::{
+    Epoch, Fact, SnapshotId,
+    node::{Job, Layer},
+};
 use serde::{Deserialize, Serialize};
 
 /// Everything observed about one volume on this node.
@@ -21,46 +24,6 @@ pub struct LocalFile {
     pub size: u64,
     /// Every block of it has its place on the disk (or the file system cannot reserve): no write can meet a full disk.
     pub reserved: bool,
-}
-
-/// What lies directly or through filters under the guest's device (`top`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Layer {
-    /// The NBD connection to the NAS.
-    Remote,
-    /// The local copy.
-    Local,
-}
-
-/// The state of a QMP job.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum JobState {
-    /// Moving data, or created and about to.
-    Running,
-    /// Stopped on an I/O error, such as a full disk; goes on by resume.
-    Paused(String),
-    /// A mirror that has caught up and mirrors every write.
-    Ready,
-    /// A mirror told to complete: both sides are identical and the guest is held until finalize.
-    Pending,
-    /// Over and well, not dismissed.
-    Done,
-    /// Over and failed (or cancelled), with the reason; not dismissed.
-    Failed(String),
-}
-
-/// One job and how far it is.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Job {
-    /// Where it is in its life.
-    pub state: JobState,
-    /// Bytes done.
-    pub done: u64,
-    /// Bytes in total, as far as known now; it may grow.
-    pub total: u64,
-    /// Bytes per second it may move; 0 for no limit.
-    pub speed: u64,
 }
 
 /// What a bitmap on `top` records changes since: the snapshot the NAS holds, the pivot, or nothing anybody knows.
@@ -131,9 +94,37 @@ pub struct QsdFacts {
 }
 
 impl QsdFacts {
+    /// One that was only just started over a layer, with this export of the NAS open.
+    pub fn started(epoch: Epoch, over: Layer, remote: Option<String>) -> Self {
+        QsdFacts {
+            epoch,
+            top: over,
+            remote,
+            local: over == Layer::Local,
+            guest: false,
+            copy: None,
+            bitmaps: Vec::new(),
+            snapshotting: Snapshotting::default(),
+            push: None,
+            back: None,
+            back_mirror: None,
+            back_fill: None,
+        }
+    }
+
     /// The bitmap that is disabled for a push under way.
     pub fn frozen(&self) -> Option<&Bitmap> {
         self.bitmaps.iter().find(|b| !b.recording)
+    }
+
+    /// The job that moves contents and can be followed.
+    pub fn moving(&self) -> Option<&Job> {
+        self.copy.as_ref().or(self.push.as_ref().map(|(_, job)| job)).or(self.back_fill.as_ref())
+    }
+
+    /// Any job of ours.
+    pub fn job(&self) -> Option<&Job> {
+        self.moving().or(self.back_mirror.as_ref())
     }
 
     /// The bitmap that records now.

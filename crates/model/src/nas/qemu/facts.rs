@@ -1,7 +1,6 @@
 //! What a NAS host can show about one volume, by looking.
 
-use crate::{Epoch, Fact, HostName, SnapshotId, node::Job};
-use serde::{Deserialize, Serialize};
+use crate::{Epoch, Fact, HostName, SnapshotId, nas::NasLayer, node::Job};
 
 /// Everything observed about one volume on its NAS.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,17 +26,6 @@ pub struct DiskFile {
     pub size: u64,
     /// Bytes it takes in the pool.
     pub allocated: u64,
-}
-
-/// What the exports lie on.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum NasLayer {
-    /// The volume's file.
-    #[default]
-    Disk,
-    /// The overlay of a bring-back, over the volume's file.
-    Overlay,
 }
 
 /// The storage daemon that exports a volume.

@@ -1,17 +1,17 @@
-//! The node's planner: `(ledger row, facts) → next step`.
+//! The node's planner of the qemu plane: `(ledger row, facts) → next step`.
 //!
 //! Before the pivot everything converges down: the NAS has it all and the local file may be thrown away. After it, see
 //! [`super::plan_local`].
 
 use super::{
-    Incremental, JobState, Layer, LocalFile, Moving, NodeChange, NodeFacts, NodeRecord, NodeStep, PushOutcome, PushResult,
-    QsdFacts, StepResult, Truth,
+    Incremental, LocalFile, Moving, NodeFacts, NodeStep, QsdFacts,
     plan_local::{plan_local, trusted},
 };
 use crate::{
     Fact,
     messages::{NodePhase, Progress, Report, Want},
-    nas::plain_export,
+    nas::qemu::plain_export,
+    node::{Job, JobState, Layer, NodeChange, NodeRecord, PushOutcome, PushResult, StepResult, Truth},
 };
 
 /// A node's decision.
@@ -60,7 +60,7 @@ pub fn plan(record: &NodeRecord, facts: &NodeFacts) -> Decision {
             Some(_) => Decision::Do(NodeStep::Stop { force: assign.force }),
             None => match local {
                 Some(file) => throw_away(record, file),
-                None => Decision::Record(NodeChange::Ended),
+                None => Decision::Record(NodeChange::Ended { warm: false }),
             },
         },
         Want::Remote | Want::Local => plan_remote(record, qsd, local),
@@ -179,7 +179,7 @@ pub fn setback(facts: &NodeFacts) -> Option<&str> {
 /// What lets a guest go on that is held for a pivot the ledger cannot take down.
 pub fn retreat(facts: &NodeFacts) -> Option<NodeStep> {
     let qsd = facts.qsd.known()?.as_ref()?;
-    let held = |job: &Option<super::Job>| job.as_ref().is_some_and(|j| j.state == JobState::Pending);
+    let held = |job: &Option<Job>| job.as_ref().is_some_and(|j| j.state == JobState::Pending);
     if held(&qsd.copy) {
         Some(NodeStep::CancelCopy)
     } else if held(&qsd.back_mirror) {
@@ -243,7 +243,7 @@ pub fn phase(record: &NodeRecord, facts: &NodeFacts) -> NodePhase {
 
 /// Whether bring-back has everything on both sides.
 pub(super) fn back_is_ready(qsd: &QsdFacts) -> bool {
-    let is = |job: &Option<super::Job>, states: &[JobState]| job.as_ref().is_some_and(|j| states.contains(&j.state));
+    let is = |job: &Option<Job>, states: &[JobState]| job.as_ref().is_some_and(|j| states.contains(&j.state));
     is(&qsd.back_mirror, &[JobState::Ready, JobState::Pending]) && is(&qsd.back_fill, &[JobState::Done])
 }
 
@@ -251,7 +251,7 @@ pub(super) fn back_is_ready(qsd: &QsdFacts) -> bool {
 pub fn report(record: &NodeRecord, facts: &NodeFacts, device: &str, stuck: Option<String>) -> Report {
     let qsd = facts.qsd.known().and_then(Option::as_ref);
     let phase = phase(record, facts);
-    let job = qsd.and_then(|q| q.copy.as_ref().or(q.push.as_ref().map(|(_, job)| job)).or(q.back_fill.as_ref()));
+    let job = qsd.and_then(QsdFacts::moving);
     let held_up = qsd.and_then(|q| q.copy.as_ref()).and_then(|copy| match &copy.state {
         JobState::Paused(why) => Some(format!("the copy to the local disk is held up, the guest is not: {why}")),
         _ => None,
@@ -277,6 +277,7 @@ pub fn report(record: &NodeRecord, facts: &NodeFacts, device: &str, stuck: Optio
         pushed: record.pushed.clone(),
         asked: None,
         proof: record.assign.proof.clone(),
+        kernel: None,
         stuck: held_up.or(stuck),
         notice: if untracked.is_some() {
             Some(format!(

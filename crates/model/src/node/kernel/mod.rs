@@ -1,0 +1,12 @@
+//! What a node sees, decides and does on the kernel plane: an iSCSI session, a local zvol, and the device-mapper device over them.
+
+mod facts;
+mod plan;
+mod plan_local;
+mod shown;
+mod step;
+
+pub use facts::{Device, Disk, LocalZvol, Merge, NodeFacts, Overlay, Session, Table};
+pub use plan::{Decision, after, after_error, plan};
+pub use shown::{phase, report};
+pub use step::NodeStep;

@@ -1,0 +1,243 @@
+//! The node's planner of the kernel plane: `(ledger row, facts) → next step`.
+//!
+//! While the guest's writes lie on the NAS everything converges down, and the local copy may be thrown away; after that, see
+//! [`super::plan_local`]. The ledger says where the writes lie ([`Lies`]) before the device's table says so, and a table is never
+//! changed but to the one the ledger names.
+
+use super::{Device, LocalZvol, NodeFacts, NodeStep, Overlay, Session, Table, plan_local::plan_local};
+use crate::{
+    Fact,
+    messages::{Endpoint, IscsiLogin, Want},
+    node::{Layer, Lies, NodeChange, NodeRecord, PushOutcome, PushResult},
+};
+
+/// A node's decision.
+pub type Decision = crate::Decision<NodeStep, NodeChange>;
+
+/// The facts, when all are known.
+#[derive(Clone, Copy)]
+pub(super) struct Seen<'a> {
+    pub session: Option<&'a Session>,
+    pub device: Option<&'a Device>,
+    pub local: Option<&'a LocalZvol>,
+    pub overlay: Option<&'a Overlay>,
+}
+
+fn seen(facts: &NodeFacts) -> Result<Seen<'_>, String> {
+    fn known<'f, T>(what: &str, fact: &'f Fact<Option<T>>) -> Result<Option<&'f T>, String> {
+        match fact {
+            Fact::Known(value) => Ok(value.as_ref()),
+            Fact::Unknown(why) => Err(format!("{what} cannot be looked at: {why}")),
+        }
+    }
+    Ok(Seen {
+        session: known("the iSCSI session", &facts.session)?,
+        device: known("the guest's device", &facts.device)?,
+        local: known("the local copy", &facts.local)?,
+        overlay: known("the overlay", &facts.overlay)?,
+    })
+}
+
+/// What to do next about one volume on this node.
+pub fn plan(record: &NodeRecord, facts: &NodeFacts) -> Decision {
+    let f = match seen(facts) {
+        Ok(f) => f,
+        Err(why) => return Decision::Stuck(why),
+    };
+    if record.has_ended() && f.session.is_none() && f.device.is_none() && f.overlay.is_none() {
+        return Decision::Rest;
+    }
+    if let Some(device) = f.device {
+        match &device.table {
+            Err(what) => return Decision::Stuck(format!("the guest's device has a table that is not ours: {what}")),
+            // What the guest works on wins over what was remembered: a table is only ever put up after the ledger named it, so
+            // that this is a ledger from a backup.
+            Ok(table) if record.lies == Lies::Remote && *table != Table::Linear(Layer::Remote) && !is_merged(device, *table) => {
+                return Decision::Record(NodeChange::Lies(Lies::of(*table)));
+            }
+            Ok(_) => {}
+        }
+    }
+    if record.lies == Lies::Remote { plan_remote(record, &f) } else { plan_local(record, &f) }
+}
+
+/// Everything the overlay had is on the NAS: the table is about to be made plain.
+fn is_merged(device: &Device, table: Table) -> bool {
+    table == Table::Merge(Layer::Remote) && device.merge.is_some_and(|m| m.left == 0)
+}
+
+fn plan_remote(record: &NodeRecord, f: &Seen<'_>) -> Decision {
+    let assign = &record.assign;
+    if let Some(device) = f.device.filter(|d| d.epoch != assign.epoch) {
+        return take_down(device, true);
+    }
+    if assign.want == Want::Gone || record.has_ended() {
+        return plan_gone(record, f);
+    }
+    if let Some(decision) = attach(record, f) {
+        return decision;
+    }
+    let wanted = Table::Linear(Layer::Remote);
+    match f.device {
+        None => return Decision::Do(NodeStep::CreateDevice { epoch: assign.epoch, table: wanted, size: assign.size }),
+        Some(device) => {
+            if let Some(decision) = bring(record, device, wanted) {
+                return decision;
+            }
+        }
+    }
+    if assign.want == Want::Local {
+        return plan_copy(record, f);
+    }
+    if f.overlay.is_some() {
+        return Decision::Do(NodeStep::RemoveOverlay);
+    }
+    match f.local {
+        Some(local) if record.local.is_some() && local.receives.is_some() => Decision::Do(NodeStep::SetReceives { epoch: None }),
+        _ => Decision::Rest,
+    }
+}
+
+/// The way to the NAS's disk: nothing when it is there and is the right one.
+pub(super) fn attach(record: &NodeRecord, f: &Seen<'_>) -> Option<Decision> {
+    let assign = &record.assign;
+    let Some((endpoint, login)) = export(record) else {
+        return Some(Decision::Wait(format!("waiting for {} to export the volume", assign.nas)));
+    };
+    let log_in = || Decision::Do(NodeStep::Login { endpoint: endpoint.clone(), login: login.clone(), size: assign.size });
+    let session = match f.session {
+        Some(session) if session.iqn != endpoint.export => return Some(Decision::Do(NodeStep::Logout)),
+        Some(session) => session,
+        None => return Some(log_in()),
+    };
+    match &session.disk {
+        Some(disk) if disk.serial != login.serial => Some(Decision::Stuck(format!(
+            "the disk of {} has the serial number {:?}, not {:?}; it is not used",
+            session.iqn, disk.serial, login.serial
+        ))),
+        Some(disk) if disk.size < assign.size.bytes() && session.up => Some(Decision::Do(NodeStep::Rescan { size: assign.size })),
+        Some(_) => None,
+        // Whoever has it open waits for the target to come back; the session tries by itself.
+        None if !session.up && f.device.is_some() => None,
+        None => Some(log_in()),
+    }
+}
+
+/// Where the NAS exports the volume, and what to log in with.
+fn export(record: &NodeRecord) -> Option<(&Endpoint, &IscsiLogin)> {
+    record.assign.export.as_ref().zip(record.assign.kernel.as_ref().map(|k| &k.login))
+}
+
+/// Gives a device that is there the table it is to have: nothing when it has.
+pub(super) fn bring(record: &NodeRecord, device: &Device, wanted: Table) -> Option<Decision> {
+    let is = device.table.as_ref().ok().copied()?;
+    if let Some(why) = device.broken.as_ref().filter(|_| matches!(is, Table::Overlay(_) | Table::Merge(_))) {
+        return Some(Decision::Stuck(format!("the overlay of the guest's device takes no more writes: {why}; nothing is ended")));
+    }
+    if is == wanted {
+        if device.suspended {
+            return Some(Decision::Do(NodeStep::ResumeDevice));
+        }
+        let longer = device.size < record.assign.size.bytes() && matches!(wanted, Table::Linear(_));
+        return longer.then(|| Decision::Do(NodeStep::Swap { table: wanted, size: record.assign.size }));
+    }
+    use Layer::{Local, Remote};
+    let follows = match (is, wanted) {
+        (Table::Linear(Remote), Table::Overlay(Remote))
+        | (Table::Overlay(_), Table::Merge(Local))
+        | (Table::Linear(Local), Table::Overlay(Local))
+        | (Table::Overlay(Local), Table::Merge(Remote)) => true,
+        (Table::Merge(from), Table::Linear(to)) => from == to && device.merge.is_some_and(|m| m.left == 0),
+        _ => false,
+    };
+    Some(if follows {
+        Decision::Do(NodeStep::Swap { table: wanted, size: record.assign.size })
+    } else {
+        Decision::Stuck(format!("the guest's device is {is:?}, and the ledger says {wanted:?}; nothing is changed"))
+    })
+}
+
+/// The local copy is filled by the NAS's streams; when it is nearly there, authority passes.
+fn plan_copy(record: &NodeRecord, f: &Seen<'_>) -> Decision {
+    let assign = &record.assign;
+    match (record.local, f.local) {
+        (None, Some(_)) => return left_alone(),
+        (None, None) => return Decision::Record(NodeChange::Local(assign.epoch)),
+        (Some(_), Some(local)) => {
+            if let Some(decision) = prepare(record, local) {
+                return decision;
+            }
+        }
+        (Some(_), None) => return Decision::Wait("copying to the local pool".to_owned()),
+    }
+    let Some(local) = f.local.filter(|l| assign.granted && !l.snapshots.is_empty()) else {
+        return Decision::Wait("copying to the local pool".to_owned());
+    };
+    if !local.reserved {
+        return Decision::Do(NodeStep::ReserveLocal);
+    }
+    match f.overlay {
+        Some(overlay) if overlay.epoch != assign.epoch => Decision::Do(NodeStep::RemoveOverlay),
+        Some(_) => Decision::Record(NodeChange::Lies(Lies::OverRemote)),
+        None => Decision::Do(NodeStep::CreateOverlay { epoch: assign.epoch, size: assign.size }),
+    }
+}
+
+/// Makes the local copy ready to take this epoch's streams: nothing when it is.
+fn prepare(record: &NodeRecord, local: &LocalZvol) -> Option<Decision> {
+    let epoch = record.assign.epoch;
+    if local.snapshots.is_empty() && local.resume.is_none() {
+        return Some(Decision::Do(NodeStep::DestroyLocal));
+    }
+    // Of a mapping that is over, whose last snapshot the NAS has.
+    if let Some(newest) = local.snapshots.last().filter(|_| local.written > 0 && local.receives != Some(epoch)) {
+        return Some(Decision::Do(NodeStep::RollBackLocal { to: newest.id }));
+    }
+    (local.receives != Some(epoch)).then_some(Decision::Do(NodeStep::SetReceives { epoch: Some(epoch) }))
+}
+
+fn left_alone() -> Decision {
+    Decision::Stuck("a local copy is here that the ledger does not know; it is left alone".to_owned())
+}
+
+pub(super) fn take_down(device: &Device, force: bool) -> Decision {
+    // What is suspended cannot be closed by who waits for it.
+    if device.suspended && !force { Decision::Do(NodeStep::ResumeDevice) } else { Decision::Do(NodeStep::RemoveDevice { force }) }
+}
+
+/// Nothing is to be left but what helps the next time.
+fn plan_gone(record: &NodeRecord, f: &Seen<'_>) -> Decision {
+    if let Some(device) = f.device {
+        return take_down(device, record.assign.force || record.has_ended());
+    }
+    if f.session.is_some() {
+        return Decision::Do(NodeStep::Logout);
+    }
+    if f.overlay.is_some() {
+        return Decision::Do(NodeStep::RemoveOverlay);
+    }
+    match (f.local, record.local) {
+        _ if record.has_ended() => Decision::Rest,
+        (Some(_), None) => left_alone(),
+        (Some(local), Some(_)) if local.snapshots.is_empty() => Decision::Do(NodeStep::DestroyLocal),
+        (Some(local), Some(_)) if local.receives.is_some() => Decision::Do(NodeStep::SetReceives { epoch: None }),
+        (Some(_), Some(_)) => Decision::Record(NodeChange::Ended { warm: true }),
+        (None, _) => Decision::Record(NodeChange::Ended { warm: false }),
+    }
+}
+
+/// The ledger change that a finished step calls for.
+pub fn after(record: &NodeRecord, step: &NodeStep) -> Option<NodeChange> {
+    match step {
+        // Everything is in the NAS's volume, on stable storage.
+        NodeStep::FlushRemote if record.lies == Lies::MergingRemote => Some(NodeChange::Lies(Lies::Remote)),
+        _ => None,
+    }
+}
+
+/// The ledger change that a failed step calls for.
+pub fn after_error(record: &NodeRecord, step: &NodeStep, why: &str) -> Option<NodeChange> {
+    let NodeStep::TakeSnapshot { snapshot } = step else { return None };
+    let order = record.assign.push.as_ref().filter(|order| order.push == *snapshot)?;
+    Some(NodeChange::Pushed(PushResult { push: order.push, outcome: PushOutcome::Failed { why: why.to_owned() } }))
+}

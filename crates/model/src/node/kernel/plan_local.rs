@@ -1,0 +1,178 @@
+//! The node's planner of the kernel plane while this node has the newest writes: in the overlay, or on its local copy.
+//!
+//! From the pivot on it is forward only. Whatever is wanted meanwhile, an overlay is merged first; and while one has writes, the
+//! device is never put up without it.
+
+use super::{
+    LocalZvol, NodeStep, Table,
+    plan::{Decision, Seen, attach, bring, take_down},
+};
+use crate::{
+    messages::Want,
+    node::{Layer, Lies, NodeChange, NodeRecord, PushOutcome, PushResult},
+};
+
+pub(super) fn plan_local(record: &NodeRecord, f: &Seen<'_>) -> Decision {
+    let assign = &record.assign;
+    let wanted = record.lies.table();
+    let settled = record.lies == Lies::Local;
+    if settled && assign.want == Want::Gone {
+        return plan_return(record, f);
+    }
+    let needs_nas = matches!(wanted, Table::Overlay(Layer::Remote) | Table::Merge(Layer::Remote));
+    if needs_nas && let Some(decision) = attach(record, f) {
+        return decision;
+    }
+    let needs_local = wanted != Table::Overlay(Layer::Remote);
+    if needs_local && f.local.is_none() && record.lies != Lies::MergingRemote {
+        return Decision::Stuck("the local copy, which holds the newest writes, is not in the pool any more".to_owned());
+    }
+    if !settled && f.overlay.is_none() {
+        return Decision::Stuck("the overlay, which holds the newest writes, is not in the pool any more".to_owned());
+    }
+    let Some(device) = f.device else {
+        return Decision::Do(NodeStep::CreateDevice { epoch: assign.epoch, table: wanted, size: assign.size });
+    };
+    if device.epoch != assign.epoch {
+        return Decision::Stuck(format!(
+            "the guest's device is of epoch {}, the mapping is epoch {}",
+            device.epoch, assign.epoch
+        ));
+    }
+    if let Some(decision) = bring(record, device, wanted) {
+        return decision;
+    }
+    let merged = device.merge.is_some_and(|m| m.left == 0);
+    match record.lies {
+        Lies::OverRemote => over_remote(record, f),
+        Lies::MergingLocal if f.session.is_some() => Decision::Do(NodeStep::Logout),
+        Lies::MergingLocal if merged => Decision::Record(NodeChange::Lies(Lies::Local)),
+        Lies::MergingLocal => Decision::Wait("merging what was written meanwhile into the local copy".to_owned()),
+        Lies::OverLocal => over_local(record, f),
+        Lies::MergingRemote if merged => Decision::Do(NodeStep::FlushRemote),
+        Lies::MergingRemote => Decision::Wait("merging what was written meanwhile into the NAS's volume".to_owned()),
+        Lies::Local | Lies::Remote => on_local(record, f),
+    }
+}
+
+/// The guest writes to the overlay; the NAS's last difference is on its way.
+fn over_remote(record: &NodeRecord, f: &Seen<'_>) -> Decision {
+    let base = record.assign.kernel.as_ref().and_then(|k| k.base);
+    match (base, f.local) {
+        (Some(base), Some(local)) if local.snapshots.last() == Some(&base) => {
+            if local.written > 0 {
+                return Decision::Stuck("somebody wrote to the local copy while it was filled; the overlay is kept".to_owned());
+            }
+            // No late stream may touch what is about to be the truth.
+            if local.receives.is_some() {
+                return Decision::Do(NodeStep::SetReceives { epoch: None });
+            }
+            if !local.reserved {
+                return Decision::Do(NodeStep::ReserveLocal);
+            }
+            Decision::Record(NodeChange::Lies(Lies::MergingLocal))
+        }
+        (_, Some(local)) if local.receives != Some(record.assign.epoch) => {
+            Decision::Do(NodeStep::SetReceives { epoch: Some(record.assign.epoch) })
+        }
+        _ => Decision::Wait(format!("waiting for the last difference from {}", record.assign.nas)),
+    }
+}
+
+/// The guest works on the local copy.
+fn on_local(record: &NodeRecord, f: &Seen<'_>) -> Decision {
+    let assign = &record.assign;
+    let Some(local) = f.local else {
+        return Decision::Stuck("the local copy, which holds the newest writes, is not in the pool any more".to_owned());
+    };
+    if f.session.is_some() {
+        return Decision::Do(NodeStep::Logout);
+    }
+    if local.size < assign.size.bytes() {
+        return Decision::Do(NodeStep::GrowLocal { size: assign.size });
+    }
+    if assign.want == Want::Remote && assign.back.is_some() {
+        return match f.overlay {
+            Some(overlay) if overlay.epoch != assign.epoch => Decision::Do(NodeStep::RemoveOverlay),
+            Some(_) => Decision::Record(NodeChange::Lies(Lies::OverLocal)),
+            None => Decision::Do(NodeStep::CreateOverlay { epoch: assign.epoch, size: assign.size }),
+        };
+    }
+    if f.overlay.is_some() {
+        return Decision::Do(NodeStep::RemoveOverlay);
+    }
+    push(record, local)
+}
+
+/// The guest writes to the overlay over the local copy, which goes home.
+fn over_local(record: &NodeRecord, f: &Seen<'_>) -> Decision {
+    let assign = &record.assign;
+    let (Some(back), Some(local)) = (assign.back.as_ref().filter(|_| assign.want == Want::Remote), f.local) else {
+        return Decision::Record(NodeChange::Lies(Lies::MergingLocal));
+    };
+    if back.granted {
+        let home = local.snapshots.last().is_some_and(|s| Some(s.id) == assign.accepted) && local.written == 0;
+        if !home {
+            return Decision::Stuck(format!("{} does not have what the local copy holds; the overlay is kept", assign.nas));
+        }
+        return attach(record, f).unwrap_or(Decision::Record(NodeChange::Lies(Lies::MergingRemote)));
+    }
+    push(record, local)
+}
+
+/// Write-backs: a snapshot for the NAS to fetch, and none that it does not need any more.
+fn push(record: &NodeRecord, local: &LocalZvol) -> Decision {
+    let assign = &record.assign;
+    if let Some(order) = &assign.push {
+        if record.pushed.as_ref().is_some_and(|r| r.push == order.push) {
+            return Decision::Wait(format!("waiting for {} to fetch the write-back", assign.nas));
+        }
+        return match local.snapshots.iter().find(|s| s.id == order.push) {
+            Some(taken) => {
+                Decision::Record(NodeChange::Pushed(PushResult { push: order.push, outcome: PushOutcome::Taken(*taken) }))
+            }
+            None => Decision::Do(NodeStep::TakeSnapshot { snapshot: order.push }),
+        };
+    }
+    let home = assign.accepted.and_then(|id| local.snapshots.iter().position(|s| s.id == id));
+    match local.snapshots.first() {
+        Some(oldest) if home.is_some_and(|at| at > 0) => Decision::Do(NodeStep::DropSnapshot { snapshot: oldest.id }),
+        _ if assign.want == Want::Local => Decision::Rest,
+        _ => Decision::Wait(format!("waiting for {}", assign.nas)),
+    }
+}
+
+/// The guest is off: what is local goes home, and is kept for the next time or goes.
+fn plan_return(record: &NodeRecord, f: &Seen<'_>) -> Decision {
+    let assign = &record.assign;
+    if let Some(device) = f.device {
+        return match bring(record, device, Table::Linear(Layer::Local)) {
+            Some(Decision::Do(NodeStep::Swap { .. })) | None => take_down(device, assign.force),
+            Some(decision) => decision,
+        };
+    }
+    if f.session.is_some() {
+        return Decision::Do(NodeStep::Logout);
+    }
+    let Some(local) = f.local else {
+        return if assign.release {
+            Decision::Record(NodeChange::Ended { warm: false })
+        } else {
+            Decision::Stuck("the local copy, which holds the newest writes, is not in the pool any more".to_owned())
+        };
+    };
+    if f.overlay.is_some() {
+        return Decision::Do(NodeStep::RemoveOverlay);
+    }
+    if !assign.release {
+        return push(record, local);
+    }
+    let home = local.snapshots.last().is_some_and(|s| Some(s.id) == assign.accepted);
+    if local.written > 0 || !home {
+        return Decision::Stuck(format!(
+            "{} bytes were written after the last write-back; the local copy is kept",
+            local.written
+        ));
+    }
+    Decision::Record(NodeChange::Ended { warm: true })
+}

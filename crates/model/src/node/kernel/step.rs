@@ -1,0 +1,93 @@
+//! The effects a node's planner can ask for on the kernel plane. Idempotent: where a step is done already it succeeds.
+
+use super::Table;
+use crate::{
+    Epoch, Size, SnapshotId,
+    messages::{Endpoint, IscsiLogin},
+};
+
+/// One effect on the node's host, on one volume.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NodeStep {
+    /// Logs in to the target and waits for its disk, which must have the serial number and be long enough.
+    Login {
+        /// Where; the export's name is the target's.
+        endpoint: Endpoint,
+        /// With what.
+        login: IscsiLogin,
+        /// The disk's least length.
+        size: Size,
+    },
+    /// Logs out of the volume's targets of whatever epoch and forgets them. Fails while the disk is in use.
+    Logout,
+    /// Makes the kernel look again how long the disk is.
+    Rescan {
+        /// What it is to be.
+        size: Size,
+    },
+    /// Makes the guest's device, with the epoch in its mark.
+    CreateDevice {
+        /// Goes into its mark.
+        epoch: Epoch,
+        /// What it lies on.
+        table: Table,
+        /// Its length.
+        size: Size,
+    },
+    /// Changes what the device lies on: its writes are waited for and put on stable storage, then it goes on over the other. On
+    /// any failure it goes on as it was.
+    Swap {
+        /// What it is to lie on.
+        table: Table,
+        /// Its length.
+        size: Size,
+    },
+    /// Lets a device that was left suspended go on as it was.
+    ResumeDevice,
+    /// Takes the device away; fails with a named holder when one has it open, unless `force`, which makes every read and write
+    /// from then on an error.
+    RemoveDevice {
+        /// Cut off whoever has it open.
+        force: bool,
+    },
+    /// Puts everything written to the NAS's disk on stable storage there.
+    FlushRemote,
+    /// Lets the local zvol take streams of an epoch, or of none.
+    SetReceives {
+        /// Which.
+        epoch: Option<Epoch>,
+    },
+    /// Gives every block of the local zvol its place in the pool.
+    ReserveLocal,
+    /// Makes the local zvol longer.
+    GrowLocal {
+        /// Its new length.
+        size: Size,
+    },
+    /// Takes the local zvol back to its newest snapshot: what was written since is gone. Asked only while the NAS is the truth.
+    RollBackLocal {
+        /// Which.
+        to: SnapshotId,
+    },
+    /// Destroys the local zvol. Asked only when the NAS is the truth or holds a verified snapshot of equal identity.
+    DestroyLocal,
+    /// Makes the overlay's zvol, empty, larger than the volume.
+    CreateOverlay {
+        /// Goes into its mark.
+        epoch: Epoch,
+        /// The volume's size.
+        size: Size,
+    },
+    /// Destroys the overlay's zvol. Fails while the device uses it.
+    RemoveOverlay,
+    /// Takes a snapshot of the local zvol and holds it.
+    TakeSnapshot {
+        /// Which.
+        snapshot: SnapshotId,
+    },
+    /// Takes our hold away and destroys the snapshot.
+    DropSnapshot {
+        /// Which.
+        snapshot: SnapshotId,
+    },
+}
