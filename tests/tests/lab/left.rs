@@ -51,7 +51,7 @@ pub fn own(dir: &Path) -> ExitCode {
 /// A program that owns a lab and is killed leaves no process of it, and so no network either.
 pub async fn a_killed_owner_leaves_nothing() -> anyhow::Result<()> {
     let dir = tempfile::tempdir()?;
-    let mut owner = Command::new(std::env::current_exe()?);
+    let mut owner = Command::new("/proc/self/exe");
     let mut owner = owner.env(OWNER, dir.path()).stdout(Stdio::piped()).spawn()?;
     let mut said = String::new();
     BufReader::new(owner.stdout.take().context("its output")?).read_line(&mut said)?;
