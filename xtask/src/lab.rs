@@ -1,7 +1,7 @@
 //! `cargo xtask lab`: the virtual machines by hand.
 
 use crate::{
-    command::{self, cargo, watch},
+    command::{self, Group, Watched, cargo, watch},
     packages,
 };
 use anyhow::{Context as _, bail, ensure};
@@ -14,10 +14,12 @@ use std::{
     fs,
     os::unix::process::CommandExt as _,
     path::PathBuf,
-    process::{Command, ExitCode, Stdio},
+    process::{Child, Command, ExitCode, Stdio},
     time::{Duration, Instant},
 };
 
+/// The test program with the scenarios.
+pub const TARGET: &str = "lab";
 /// Where the lab's logs go, and what says which one is up.
 const LOGS: &str = "target/lab";
 /// The scenarios may take that long, all together.
@@ -52,6 +54,9 @@ enum Verb {
     },
     /// Run scenarios, in machines of their own
     Run {
+        /// In the machines that are up, which are left as the last scenario leaves them
+        #[arg(long)]
+        here: bool,
         /// Only those whose name contains this
         name: Option<String>,
     },
@@ -72,7 +77,7 @@ impl LabArgs {
             Verb::Up => up()?,
             Verb::Ship => ship_again()?,
             Verb::Ssh { guest, command } => return shell(&guest, &command),
-            Verb::Run { name } => return scenarios(name.as_deref()),
+            Verb::Run { here, name } => return scenarios(here, name.as_deref()),
             Verb::Down => {
                 let lab = attach()?;
                 let dir = lab.dir().to_owned();
@@ -157,15 +162,63 @@ fn shell(guest: &str, words: &[String]) -> anyhow::Result<ExitCode> {
     Err(Command::new(&words[0]).args(&words[1..]).exec()).context("starting ssh")
 }
 
-fn scenarios(name: Option<&str>) -> anyhow::Result<ExitCode> {
+fn scenarios(here: bool, name: Option<&str>) -> anyhow::Result<ExitCode> {
     command::end_with_all()?;
     packages::ensure(&packages::LAB)?;
     packages::ensure(&packages::BROKER)?;
     program()?;
-    let mut words = vec!["test", "--package", "img-storage-tests", "--test", "lab", "--"];
-    words.extend(name);
-    let ran = watch(cargo(&words).env("IMG_STORAGE_LAB", "1"), SCENARIOS)?;
+    let mut command = run(name);
+    if here {
+        command.env("IMG_STORAGE_LAB_DIR", attach()?.dir());
+    }
+    let ran = watch(&mut command, SCENARIOS)?;
     Ok(if ran.success { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// The command that runs scenarios.
+fn run(name: Option<&str>) -> Command {
+    let mut words = vec!["test", "--package", "img-storage-tests", "--test", TARGET, "--"];
+    words.extend(name);
+    let mut command = cargo(&words);
+    command.env("IMG_STORAGE_LAB", "1").env("CARGO_TERM_COLOR", "never");
+    command
+}
+
+/// The image, which is built beside other things; and then the scenarios.
+pub struct Preparation {
+    build: Child,
+    group: Group,
+    log: tempfile::NamedTempFile,
+}
+
+impl Preparation {
+    /// Begins to build what is not there.
+    ///
+    /// # Errors
+    /// When this program cannot be started again.
+    pub fn begin() -> anyhow::Result<Self> {
+        let log = tempfile::NamedTempFile::new()?;
+        let mut command = Command::new(std::env::current_exe()?);
+        command.args(["lab", "build"]).stdin(Stdio::null()).stdout(log.reopen()?).stderr(log.reopen()?).process_group(0);
+        let build = command.spawn().context("starting the build of the virtual machines")?;
+        let group = Group::of(&build)?;
+        Ok(Preparation { build, group, log })
+    }
+
+    /// Waits for the image and runs all scenarios.
+    ///
+    /// # Errors
+    /// When this machine cannot run virtual machines, or the image could not be built.
+    pub fn run(mut self) -> anyhow::Result<Watched> {
+        const OTHERWISE: &str =
+            "NOT TESTED: the virtual machines. What is wrong is said above; to test all the rest: cargo xtask test --no-lab";
+        lab::possible().context(OTHERWISE)?;
+        let status = self.build.wait()?;
+        print!("{}", fs::read_to_string(self.log.path()).unwrap_or_default());
+        drop(self.group);
+        ensure!(status.success(), "{OTHERWISE}: the image could not be built");
+        watch(&mut run(None), SCENARIOS)
+    }
 }
 
 fn status() {

@@ -17,6 +17,8 @@ pub struct Cache(PathBuf);
 
 /// The end of a step's output that is shown when it fails, in lines.
 const SHOWN: usize = 60;
+/// How many products of a kind are kept.
+const KEPT: usize = 4;
 
 impl Cache {
     /// `$XDG_CACHE_HOME/img-storage/lab`, or the same below `~/.cache`.
@@ -116,11 +118,21 @@ impl Cache {
         remove(&place)?;
         fs::rename(&out, &place).with_context(|| format!("putting {} in its place", place.display()))?;
         remove(&unfinished)?;
+        self.prune(kind);
         for line in said.lines().filter(|line| line.starts_with("lab: ")) {
             println!("{line}");
         }
         println!("lab: {kind} is built, in {} s", begun.elapsed().as_secs());
         Ok(place)
+    }
+
+    /// Removes the oldest products of a kind. Several stay: other checkouts, and labs that run, have theirs among them.
+    fn prune(&self, kind: &str) {
+        let mut all: Vec<PathBuf> = fs::read_dir(self.0.join(kind)).into_iter().flatten().flatten().map(|e| e.path()).collect();
+        all.sort_by_key(|path| std::cmp::Reverse(fs::metadata(path).and_then(|m| m.modified()).ok()));
+        for old in all.iter().skip(KEPT) {
+            let _ = fs::remove_dir_all(old);
+        }
     }
 
     fn lock(&self, kind: &str) -> anyhow::Result<File> {

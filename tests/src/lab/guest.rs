@@ -196,31 +196,28 @@ impl Guest {
     /// Cuts its power: QEMU and its disks' caches are killed at once. What it had not flushed is lost.
     ///
     /// # Errors
-    /// When a process does not go.
+    /// When it is not on, or a process does not go.
     pub async fn cut_power(&self) -> anyhow::Result<()> {
-        // The disks first: what QEMU has on its way when it dies must not reach them.
-        let mut files: Vec<PathBuf> = self.disks().iter().map(|(_, disk)| disk.pid_file()).collect();
-        files.push(self.path("pid"));
-        let mut pids = Vec::new();
-        for file in &files {
-            let text = fs::read_to_string(file).with_context(|| format!("{} is not on: {}", self.name, file.display()))?;
-            pids.push(text.trim().to_owned());
-        }
-        let pids = pids.join(" ");
-        let script = format!(
-            "kill -9 {pids}; n=0; while kill -0 {pids} 2> /dev/null; do n=$((n+1)); [ $n -lt 1000 ] || exit 1; sleep 0.01; done"
-        );
-        self.setting.namespace.run(&["sh", "-c", &script], Duration::from_secs(20)).await?;
-        self.off(&files).await;
-        Ok(())
+        ensure!(self.runs().await, "{} is not on", self.name);
+        self.kill_processes().await
     }
 
-    /// What is true once it is off.
-    async fn off(&self, pid_files: &[PathBuf]) {
+    /// Ends what runs of QEMU and its disks' servers.
+    async fn kill_processes(&self) -> anyhow::Result<()> {
+        // The disks first: what QEMU has on its way when it dies must not reach them. QEMU removes its file when it ends by itself.
+        let mut files: Vec<PathBuf> = self.disks().iter().map(|(_, disk)| disk.pid_file()).collect();
+        files.push(self.path("pid"));
+        let pids: Vec<String> = files.iter().filter_map(|file| Some(fs::read_to_string(file).ok()?.trim().to_owned())).collect();
+        let each = pids.join(" ");
+        let script = format!(
+            "kill -9 {each}; for pid in {each}; do n=0; while kill -0 $pid 2> /dev/null; do n=$((n+1)); [ $n -lt 1000 ] || exit 1; sleep 0.01; done; done"
+        );
+        self.setting.namespace.run(&["sh", "-c", &script], Duration::from_secs(40)).await?;
         self.ssh.close().await;
-        for file in pid_files {
+        for file in &files {
             let _ = fs::remove_file(file);
         }
+        Ok(())
     }
 
     /// Shuts it down as its administrator would, and waits until it is off.
@@ -234,8 +231,7 @@ impl Guest {
             ensure!(begun.elapsed() < START, "{} does not shut down; the end of its console:\n{}", self.name, self.console_end());
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
-        // QEMU has ended and flushed nothing that the guest did not: its disks' caches are as good as a cut one's.
-        self.cut_power().await
+        self.kill_processes().await
     }
 
     /// Starts it again as its administrator would, and waits until it is back.

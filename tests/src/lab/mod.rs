@@ -18,6 +18,7 @@ pub mod ssh;
 pub use guest::Guest;
 pub use ssh::Output;
 
+use crate::broker::Place;
 use accelerator::Accelerator;
 use anyhow::{Context as _, ensure};
 use image::Image;
@@ -27,6 +28,7 @@ use serde_json::json;
 use std::{
     fs::{self, File},
     io::ErrorKind,
+    net::Ipv4Addr,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -191,6 +193,14 @@ impl Lab {
     /// The namespace in which it runs.
     pub fn namespace(&self) -> &Namespace {
         &self.setting.namespace
+    }
+
+    /// Where a broker runs that the guests reach, by the name `host`.
+    pub fn broker_place(&self) -> Place {
+        // RabbitMQ looks itself up in /proc, by the number that it has in the namespace.
+        let mut wrapper = self.setting.namespace.words();
+        wrapper.extend(["unshare", "--mount-proc"].map(str::to_owned));
+        Place { wrapper, address: Ipv4Addr::new(10, 77, 0, 1), name: HOST.to_owned() }
     }
 
     /// Ends it, as by a power cut, and removes its disks.

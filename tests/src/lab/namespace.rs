@@ -16,10 +16,13 @@ use std::{
     time::Duration,
 };
 
-/// The first process: it holds the lock, says its number as this machine sees it, and waits.
-const FIRST: &str = r#"exec 9<"$1" && flock -n 9 || exit 1
+/// The first process: it holds the lock, says its number as this machine sees it, and waits; also for the processes that others
+/// leave to it, which would stay as zombies.
+const FIRST: &str = r#"exec 9< "$1" 3<&0 && flock -n 9 || exit 1
 read -r pid _ < /proc/self/stat && echo "$pid"
-case $2 in stay) exec sleep infinity < /dev/null > /dev/null ;; *) exec cat > /dev/null ;; esac"#;
+exec > /dev/null
+case $2 in stay) sleep infinity & ;; *) cat <&3 & ;; esac
+wait $!"#;
 
 /// The namespaces of one lab.
 #[derive(Debug)]

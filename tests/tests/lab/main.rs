@@ -3,6 +3,8 @@
 //! Only with `IMG_STORAGE_LAB=1`, as `cargo xtask test` and `cargo xtask lab run` set it: guests take minutes, memory and root, and
 //! nobody who types `cargo test` asked for them. Without it every scenario is reported as ignored, none as passed.
 
+mod bus;
+mod left;
 mod link;
 mod power;
 mod scenario;
@@ -26,10 +28,15 @@ const SCENARIOS: &[Scenario] = &[
     scenario::of("a_power_cut_loses_what_was_not_flushed", 240, |lab| Box::pin(power::what_was_not_flushed_is_lost(lab))),
     scenario::of("a_machine_keeps_its_files", 360, |lab| Box::pin(power::a_machine_keeps_its_files(lab))),
     scenario::of("a_link_goes_and_comes", 120, |lab| Box::pin(link::goes_and_comes(lab))),
-    scenario::of("nothing_is_left_behind", 60, |lab| Box::pin(scenario::nothing_is_left_behind(lab))),
+    scenario::of("the_broker_serves_the_guests", 240, |lab| Box::pin(bus::the_broker_serves_the_guests(lab))),
+    scenario::of("a_killed_owner_leaves_nothing", 120, |_| Box::pin(left::a_killed_owner_leaves_nothing())),
+    scenario::of("nothing_is_left_in_the_guests", 60, |lab| Box::pin(left::nothing_is_left_in_the_guests(lab))),
 ];
 
 fn main() -> ExitCode {
+    if let Some(dir) = std::env::var_os(left::OWNER) {
+        return left::own(Path::new(&dir));
+    }
     let words: Vec<String> = std::env::args().skip(1).collect();
     let filters: Vec<&String> = words.iter().filter(|word| !word.starts_with('-')).collect();
     let exact = words.iter().any(|word| word == "--exact");
@@ -80,6 +87,9 @@ fn run(chosen: &[&Scenario]) -> usize {
             failed += usize::from(!scenario.run(&lab).await);
         }
         let begun = Instant::now();
+        if std::env::var_os(HERE).is_some() {
+            return failed;
+        }
         if let Err(error) = lab.down() {
             println!("the machines do not end: {error:#}");
             return chosen.len();
@@ -89,7 +99,13 @@ fn run(chosen: &[&Scenario]) -> usize {
     })
 }
 
+/// Names the directory of a lab that is up, to run in that one and leave it; `cargo xtask lab run --here` sets it.
+const HERE: &str = "IMG_STORAGE_LAB_DIR";
+
 async fn up() -> anyhow::Result<Lab> {
+    if let Some(dir) = std::env::var_os(HERE) {
+        return Lab::attach(Path::new(&dir));
+    }
     lab::possible()?;
     let logs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/lab/scenarios");
     let options = Options { program: Some(service::program()?), logs, stay: false };

@@ -1,6 +1,6 @@
 //! What all scenarios have: a name, a limit, a clean start, and what is shown when one goes wrong.
 
-use anyhow::{Context as _, ensure};
+use anyhow::Context as _;
 use img_storage_tests::lab::Lab;
 use std::{
     future::Future,
@@ -41,7 +41,7 @@ impl Scenario {
                 true
             }
             Err(error) => {
-                println!("test {} ... FAILED ({took:.1} s)\n{error:?}", self.name);
+                println!("test {} ... FAILED ({took:.1} s)\n{error:#}", self.name);
                 for guest in lab.guests() {
                     println!("--- the end of {}, as in {}\n{}", guest.name(), guest.console().display(), guest.console_end());
                 }
@@ -63,20 +63,6 @@ async fn clean(lab: &Lab) -> anyhow::Result<()> {
     // The nodes first: a target whose sessions are gone is easily taken down.
     for guest in lab.guests().iter().rev() {
         guest.check("/opt/lab/clean").await?;
-    }
-    Ok(())
-}
-
-/// The last scenario: what the others made is gone once it is cleared away, in the guests' kernels too.
-pub async fn nothing_is_left_behind(lab: &Lab) -> anyhow::Result<()> {
-    for guest in lab.guests() {
-        let left = guest
-            .check("iscsiadm -m session 2> /dev/null || true; dmsetup ls | grep -v 'No devices' || true; zpool list -H; ls /sys/kernel/config/target/core | grep _ || true; losetup -a")
-            .await?;
-        ensure!(left.is_empty(), "on {}: {left}", guest.name());
-        let oops =
-            guest.check("dmesg --level=emerg,alert,crit,err 2> /dev/null | grep -E 'BUG|Oops|WARNING|hung' || true").await?;
-        ensure!(oops.is_empty(), "the kernel of {} complains: {oops}", guest.name());
     }
     Ok(())
 }

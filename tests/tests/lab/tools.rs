@@ -34,7 +34,7 @@ pub async fn the_tools_work(lab: &Lab) -> anyhow::Result<()> {
     ensure!(serial != "0", "the disk's serial number is not that of the export");
     node.check(&format!("dmsetup create lab-disk --table \"0 $(blockdev --getsz {disk}) linear {disk} 0\"")).await?;
     let sum = node
-        .check("head -c 24M /dev/urandom | tee >(md5sum >&2) 2> /tmp/sum | dd of=/dev/mapper/lab-disk bs=1M iflag=fullblock oflag=direct conv=fsync status=none; cut -c-32 /tmp/sum")
+        .check("head -c 24M /dev/urandom > /tmp/data; dd if=/tmp/data of=/dev/mapper/lab-disk bs=1M oflag=direct conv=fsync status=none; md5sum < /tmp/data | cut -c-32; rm /tmp/data")
         .await?;
     let found = nas.check("dd if=/dev/zvol/tank/disk bs=1M count=24 iflag=direct status=none | md5sum | cut -c-32").await?;
     ensure!(found == sum && sum.len() == 32, "the volume has {found}, the node wrote {sum}");
