@@ -174,10 +174,7 @@ fn authority_does_not_come_back_because_of_an_old_word() {
     }
     let maybe = mapped(mapping(Want::Local, Authority::MaybeNode));
     let pivoted = told(NodePhase::Switching, true, &[1]);
-    assert_eq!(
-        decide(&maybe, &facts(zvol(&[1]), true), Some(&pivoted)),
-        Decision::Record(NasChange::Authority(Authority::Node))
-    );
+    assert_eq!(decide(&maybe, &facts(zvol(&[1]), true), Some(&pivoted)), Decision::Record(NasChange::Authority(Authority::Node)));
     let remote = mapped(mapping(Want::Remote, Authority::Nas));
     assert!(stuck(&decide(&remote, &facts(zvol(&[1]), true), Some(&pivoted))), "two truths are not decided here");
 }

@@ -429,11 +429,7 @@ impl Actor {
             NasChange::Unmapped => format!("unmapped from {node}"),
             NasChange::GiveUp => "given up".to_owned(),
             NasChange::Layer(_) => "what came back is folded into the volume".to_owned(),
-            NasChange::Deleted
-            | NasChange::NewPort
-            | NasChange::Round
-            | NasChange::RoundDone
-            | NasChange::Fresh(false) => return,
+            NasChange::Deleted | NasChange::NewPort | NasChange::Round | NasChange::RoundDone | NasChange::Fresh(false) => return,
         };
         tracing::info!(volume = %self.record.name, epoch = %self.record.epoch, "{what}");
         self.nas.journal.note(self.record.id, now, &what);

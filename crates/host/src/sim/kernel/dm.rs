@@ -281,7 +281,9 @@ impl State {
             power = Some(times);
         }
         let v = self.kernel.volume(node, volume);
-        if let Some(local) = v.local.as_mut().filter(|_| matches!(table, Table::Linear(Layer::Local) | Table::Merge(Layer::Local))) {
+        if let Some(local) =
+            v.local.as_mut().filter(|_| matches!(table, Table::Linear(Layer::Local) | Table::Merge(Layer::Local)))
+        {
             local.flush();
         }
         if let Some(cow) = v.overlay.as_mut().filter(|_| !matches!(table, Table::Linear(_))) {
@@ -295,7 +297,12 @@ impl State {
         Ok(())
     }
 
-    pub(in crate::sim) fn kernel_read(&mut self, node: &HostName, volume: VolumeId, block: usize) -> Result<Try<u64>, GuestError> {
+    pub(in crate::sim) fn kernel_read(
+        &mut self,
+        node: &HostName,
+        volume: VolumeId,
+        block: usize,
+    ) -> Result<Try<u64>, GuestError> {
         let (cut, now) = (self.is_cut(node), self.log.now);
         let remote = self.kernel.remote(node, volume, cut, now);
         let v = self.kernel.volume(node, volume);

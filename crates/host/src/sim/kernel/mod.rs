@@ -16,7 +16,11 @@ mod zvol;
 
 use super::{nas_state::Place, state::State};
 use dm::{Cow, Device};
-use img_storage_model::{Epoch, HostName, PoolName, Size, VolumeId, messages::{Endpoint, IscsiLogin}, node::kernel::Table};
+use img_storage_model::{
+    Epoch, HostName, PoolName, Size, VolumeId,
+    messages::{Endpoint, IscsiLogin},
+    node::kernel::Table,
+};
 use std::collections::{BTreeMap, BTreeSet};
 use stream::SimStream;
 use tokio::time::Instant;

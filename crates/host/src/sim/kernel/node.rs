@@ -1,6 +1,10 @@
 //! A node's verbs on the kernel plane.
 
-use super::{Session, Volume, blocks, dm::{Cow, Device}, zvol::Partial};
+use super::{
+    Session, Volume, blocks,
+    dm::{Cow, Device},
+    zvol::Partial,
+};
 use crate::sim::{Done, SimNode, refuse, state::State};
 use img_storage_model::{
     Epoch, Fact, Size, SnapshotId, VolumeId,
@@ -113,9 +117,9 @@ impl SimNode {
         self.world.part(|s| s.see_disk(&self.name, volume)).await?;
         self.kernel(volume, |v| {
             let session = v.session.as_ref();
-            let long_enough = session.and_then(|s| s.disk.as_ref()).is_some_and(|(serial, bytes)| {
-                session.is_some_and(|s| s.login.serial == *serial) && *bytes >= size.bytes()
-            });
+            let long_enough = session
+                .and_then(|s| s.disk.as_ref())
+                .is_some_and(|(serial, bytes)| session.is_some_and(|s| s.login.serial == *serial) && *bytes >= size.bytes());
             if long_enough { Ok(()) } else { refuse("the disk is not there, is too short or is another") }
         })
         .await
