@@ -139,7 +139,7 @@ pub(super) fn bring(record: &NodeRecord, device: &Device, wanted: Table) -> Opti
             return Some(Decision::Do(NodeStep::ResumeDevice));
         }
         let longer = device.size < record.assign.size.bytes() && matches!(wanted, Table::Linear(_));
-        return longer.then(|| Decision::Do(NodeStep::Swap { table: wanted, size: record.assign.size }));
+        return longer.then_some(Decision::Do(NodeStep::Swap { table: wanted, size: record.assign.size }));
     }
     use Layer::{Local, Remote};
     let follows = match (is, wanted) {
