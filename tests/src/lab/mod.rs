@@ -91,7 +91,7 @@ impl Lab {
         let image = tokio::task::spawn_blocking(Image::ensure).await??;
         fs::create_dir_all(&options.logs)?;
         let dir = tempfile::Builder::new().prefix(PREFIX).tempdir_in("/var/tmp")?;
-        let namespace = Namespace::new(&dir.path().join("lock"), options.stay)?;
+        let namespace = Namespace::new(&dir.path().join("lock"))?;
         namespace.network().await?;
         let accelerator = Accelerator::of_this_machine(&image, &namespace).await;
         ship::make(dir.path(), options.program.as_deref())?;
@@ -110,7 +110,10 @@ impl Lab {
         let _ = dir.keep();
         lab.remember()?;
         lab.start().await?;
-        lab.stay = options.stay;
+        if options.stay {
+            lab.setting.namespace.stay()?;
+            lab.stay = true;
+        }
         Ok(lab)
     }
 

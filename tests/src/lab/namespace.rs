@@ -2,18 +2,19 @@
 //!
 //! The first process in them waits for the end of its standard input, which the lab's owner holds. When the owner ends, however
 //! it ends, that process ends, the kernel kills every other one in the namespace, and the network with its bridges and taps is
-//! gone with the last of them. Nothing has to be cleaned up, and nothing can be forgotten.
+//! gone with the last of them. Nothing has to be cleaned up, and nothing can be forgotten. A lab for hand work is told to stay
+//! when it is up, and not before.
 
 use super::GUESTS;
 use anyhow::{Context as _, bail, ensure};
 use img_storage_host::exec;
 use std::{
-    fmt::Write as _,
     fs::{self, File},
-    io::{BufRead as _, BufReader},
+    io::{BufRead as _, BufReader, Write as _},
     path::Path,
     process::{Child, ChildStdin, Command, Stdio},
-    time::Duration,
+    sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
 };
 
 /// The first process: it holds the lock, says its number as this machine sees it, and waits; also for the processes that others
@@ -21,7 +22,7 @@ use std::{
 const FIRST: &str = r#"exec 9< "$1" 3<&0 && flock -n 9 || exit 1
 read -r pid _ < /proc/self/stat && echo "$pid"
 exec > /dev/null
-case $2 in stay) sleep infinity & ;; *) cat <&3 & ;; esac
+(read -r word <&3 && exec sleep infinity) &
 wait $!"#;
 
 /// The namespaces of one lab.
@@ -31,25 +32,22 @@ pub struct Namespace {
     first: u32,
     /// When it started, so that another process of that number is not taken for it.
     started: u64,
-    /// The first process, and what it waits on; none when it outlives its owner.
-    _held: Option<(Child, Option<ChildStdin>)>,
+    /// The first process's parent, and what it waits on; none when it outlives its owner.
+    held: Mutex<Option<(Child, ChildStdin)>>,
 }
 
 impl Namespace {
-    /// Makes one that holds the lock on `lock`. It ends with this program unless it is to `stay`.
+    /// Makes one that holds the lock on `lock`. It ends with this program, unless it is told to stay.
     ///
     /// # Errors
     /// When this machine does not allow it.
-    pub fn new(lock: &Path, stay: bool) -> anyhow::Result<Self> {
+    pub fn new(lock: &Path) -> anyhow::Result<Self> {
         File::create(lock)?;
-        let mut command = Command::new(if stay { "setsid" } else { "unshare" });
-        command
-            .args(stay.then_some("unshare"))
-            .args(["--net", "--pid", "--fork", "--kill-child", "sh", "-c", FIRST, "lab"])
-            .arg(lock);
-        command.arg(if stay { "stay" } else { "end" }).stdout(Stdio::piped()).stderr(Stdio::piped());
-        command.stdin(if stay { Stdio::null() } else { Stdio::piped() });
-        let mut child = command.spawn().context("starting unshare, of util-linux")?;
+        // In a session of its own: what a terminal tells its owner is none of its business.
+        let mut command = Command::new("setsid");
+        command.args(["unshare", "--net", "--pid", "--fork", "--kill-child", "sh", "-c", FIRST, "lab"]).arg(lock);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().context("starting setsid, of util-linux")?;
         let mut said = String::new();
         BufReader::new(child.stdout.take().context("its output")?).read_line(&mut said)?;
         let Ok(first) = said.trim().parse() else {
@@ -58,9 +56,8 @@ impl Namespace {
             bail!("this machine gives the lab no namespaces (it takes root): {}", error.trim());
         };
         let started = start_time(first).context("the first process of the lab's namespace ended at once")?;
-        let stdin = child.stdin.take();
-        let held = if stay { None } else { Some((child, stdin)) };
-        Ok(Namespace { first, started, _held: held })
+        let stdin = child.stdin.take().context("its input")?;
+        Ok(Namespace { first, started, held: Mutex::new(Some((child, stdin))) })
     }
 
     /// The one whose first process this is.
@@ -69,7 +66,19 @@ impl Namespace {
     /// When it has ended.
     pub fn of(first: u32, started: u64) -> anyhow::Result<Self> {
         ensure!(start_time(first) == Some(started), "the lab has ended");
-        Ok(Namespace { first, started, _held: None })
+        Ok(Namespace { first, started, held: Mutex::new(None) })
+    }
+
+    /// From now on it outlives this program.
+    ///
+    /// # Errors
+    /// When it has ended.
+    pub fn stay(&self) -> anyhow::Result<()> {
+        let held = self.held.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some((_, mut stdin)) = held {
+            stdin.write_all(b"stay\n").context("the lab has ended")?;
+        }
+        Ok(())
     }
 
     /// The first process and when it started, to find it again.
@@ -108,12 +117,12 @@ impl Namespace {
         let mut script = "set -e; ip link set lo up\n".to_owned();
         for net in ["data", "control"] {
             let host = super::address(net, super::HOST);
-            writeln!(script, "ip link add {net} type bridge stp_state 0 forward_delay 0; ip addr add {host}/24 dev {net}")?;
+            script += &format!("ip link add {net} type bridge stp_state 0 forward_delay 0; ip addr add {host}/24 dev {net}\n");
             for guest in GUESTS {
                 let port = port(net, guest);
-                writeln!(script, "ip tuntap add dev {port} mode tap; ip link set {port} master {net} up")?;
+                script += &format!("ip tuntap add dev {port} mode tap; ip link set {port} master {net} up\n");
             }
-            writeln!(script, "ip link set {net} up")?;
+            script += &format!("ip link set {net} up\n");
         }
         self.run(&["sh", "-c", &script], Duration::from_secs(20)).await.context("making the lab's network")?;
         Ok(())
@@ -127,7 +136,7 @@ impl Namespace {
         if self.lives() {
             crate::processes::kill_and_wait(self.first);
         }
-        let begun = std::time::Instant::now();
+        let begun = Instant::now();
         while fs::exists(format!("/proc/{}", self.first))? && self.lives() {
             ensure!(begun.elapsed() < Duration::from_secs(20), "process {} of the lab does not end", self.first);
             std::thread::sleep(Duration::from_millis(10));
@@ -138,7 +147,8 @@ impl Namespace {
 
 impl Drop for Namespace {
     fn drop(&mut self) {
-        if let Some((mut child, stdin)) = self._held.take() {
+        let held = self.held.get_mut().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some((mut child, stdin)) = held {
             drop(stdin);
             let _ = child.wait();
         }

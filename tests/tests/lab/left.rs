@@ -32,7 +32,7 @@ pub const OWNER: &str = "IMG_STORAGE_LAB_OWNER";
 /// Makes namespaces and a network in them, starts a process there, and waits to be killed.
 pub fn own(dir: &Path) -> ExitCode {
     let owned = || -> anyhow::Result<()> {
-        let namespace = Namespace::new(&dir.join("lock"), false)?;
+        let namespace = Namespace::new(&dir.join("lock"))?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         runtime.block_on(namespace.network())?;
         let words = namespace.words();
