@@ -1,9 +1,10 @@
-//! `cargo xtask`: `test`, `demo` and `bench`. Each installs what it needs and the machine lacks.
+//! `cargo xtask`: `test`, `demo`, `bench` and `lab`. Each installs what it needs and the machine lacks.
 
 mod bench;
 mod command;
 mod demo;
 mod disk_image;
+mod lab;
 mod packages;
 mod screen;
 mod test;
@@ -24,6 +25,7 @@ enum Verb {
     Test(test::Test),
     Demo(demo::Demo),
     Bench(bench::Bench),
+    Lab(lab::LabArgs),
 }
 
 fn main() -> ExitCode {
@@ -31,6 +33,7 @@ fn main() -> ExitCode {
         Verb::Test(test) => test.run(),
         Verb::Demo(demo) => demo.run(),
         Verb::Bench(bench) => bench.run(),
+        Verb::Lab(lab) => lab.run(),
     };
     match done {
         Ok(code) => code,

@@ -67,6 +67,19 @@ pub const BENCH: [Need; 2] =
 pub const SANDBOX: [Need; 2] =
     [need("unshare", "util-linux", "gives a test its own small disk"), need("mount", "mount", "the same")];
 
+/// What the virtual machines are built with and reached by. QEMU is not among them: the lab unpacks one of its own.
+pub const LAB: [Need; 9] = [
+    need("mmdebstrap", "mmdebstrap", "makes the virtual machines of Debian's packages"),
+    need("mkfs.erofs", "erofs-utils", "makes their disk image"),
+    need("modprobe", "kmod", "finds the modules of their kernel"),
+    need("cpio", "cpio", "makes their first file system"),
+    need("ssh", "openssh-client", "runs commands in them"),
+    need("ip", "iproute2", "makes their network"),
+    need("nsenter", "util-linux", "keeps it apart from this machine's"),
+    need("strip", "binutils", "makes the program small enough to ship"),
+    need("mkfs.ext4", "e2fsprogs", "formats their disks"),
+];
+
 /// A program on the search path or where administrators' programs are.
 pub fn find(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();

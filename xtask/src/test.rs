@@ -2,7 +2,7 @@
 
 use crate::{
     command::{self, Group, Watched, cargo, watch},
-    packages,
+    lab, packages,
 };
 use anyhow::Context as _;
 use clap::Args;
@@ -24,6 +24,9 @@ pub struct Test {
     /// Fewer seeds, and no check of the dependencies unless its tool is there
     #[arg(long)]
     quick: bool,
+    /// Leave out the virtual machines
+    #[arg(long)]
+    no_lab: bool,
 }
 
 struct Section {
@@ -44,15 +47,20 @@ impl Test {
     pub fn run(&self) -> anyhow::Result<ExitCode> {
         let begun = Instant::now();
         command::end_with_all()?;
+        let no_lab = self.no_lab;
         let mut run = Run { quick: self.quick, sections: Vec::new() };
         run.section("packages", |_| {
             packages::ensure(&packages::PRODUCT)?;
             packages::ensure(&packages::EXT4)?;
             packages::ensure(&packages::SANDBOX)?;
             packages::ensure(&packages::BROKER)?;
+            if !no_lab {
+                packages::ensure(&packages::LAB)?;
+            }
             Ok(Watched { success: true, printed: String::new() })
         });
-        // It takes minutes on its own and is needed last.
+        // They take minutes on their own and are needed last.
+        let lab = if self.no_lab { None } else { Some(lab::Preparation::begin()?) };
         let deny = Deny::prepare(self.quick)?;
         run.cargo("format", &["fmt", "--all", "--check"], 2);
         run.cargo("build", &["build", "--workspace", "--bins", "--tests"], 25);
@@ -63,6 +71,12 @@ impl Test {
         run.cargo("simulation", &["test", "--workspace", "--no-fail-fast", "--test", SIMULATION], 20);
         run.cargo("real parts and processes", &parts, 20);
         run.cargo("lints", &["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"], 15);
+        match lab {
+            Some(lab) => run.section("virtual machines", |_| lab.run()),
+            None => {
+                println!("\n== virtual machines: LEFT OUT, by --no-lab: nothing that ZFS, iSCSI and device-mapper do was tested")
+            }
+        }
         if let Some(deny) = deny {
             run.section("dependencies", |_| deny.check());
         }
@@ -139,14 +153,14 @@ fn counts(printed: &str) -> (u64, u64, u64) {
     sum
 }
 
-/// The workspace's test programs, but for the simulation, which has a section of its own.
+/// The workspace's test programs, but for the simulation and the virtual machines, which have sections of their own.
 fn test_programs() -> anyhow::Result<Vec<String>> {
     let text = command::output(&mut cargo(&["metadata", "--no-deps", "--format-version", "1"]))?;
     let metadata: serde_json::Value = serde_json::from_str(&text)?;
     let targets =
         metadata["packages"].as_array().into_iter().flatten().flat_map(|p| p["targets"].as_array().into_iter().flatten());
     let tests = targets.filter(|t| t["kind"][0] == "test").filter_map(|t| t["name"].as_str());
-    Ok(tests.filter(|name| *name != SIMULATION).map(str::to_owned).collect())
+    Ok(tests.filter(|name| ![SIMULATION, lab::TARGET].contains(name)).map(str::to_owned).collect())
 }
 
 /// The check of licences, bans and sources by cargo-deny.

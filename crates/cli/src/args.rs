@@ -101,6 +101,8 @@ pub enum Verb {
     BrokerSetup(verbs::broker_setup::BrokerSetup),
     Rocks(crate::rocks::Rocks),
     Completion(verbs::completion::Completion),
+    #[command(hide = true)]
+    Stream(verbs::stream::Stream),
     Openapi(verbs::openapi::Openapi),
 }
 

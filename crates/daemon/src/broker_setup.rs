@@ -2,14 +2,12 @@
 //! needs: as commands to read and run, or run here.
 
 use img_storage_host::rabbitmq;
-use img_storage_model::{Fault, HostName};
+use img_storage_model::{Fault, HostName, broker::rights};
 use rand::RngExt as _;
 use std::{fmt, path::Path};
 
 const CTL: &str = "rabbitmqctl";
 const PLUGINS: &str = "rabbitmq-plugins";
-/// Of the original.
-const EXCHANGE: &str = "rocks\\.vm-manage";
 
 /// What is to be set up.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,20 +28,6 @@ struct Step {
     makes: Option<(&'static str, String)>,
 }
 
-/// What a host may do, as the three patterns of `set_permissions`.
-fn rights(host: &HostName) -> [String; 3] {
-    let name = host.as_str().replace('.', "\\.");
-    let own = "amq\\.gen-.*";
-    [
-        // It declares its queue, the exchange, and the queue by which nobody else can have its name.
-        format!("^({own}|{EXCHANGE}|img-storage\\.name\\.{name})$"),
-        // It binds its queue, sends to hosts, and answers whoever asks with a queue of their own.
-        format!("^({own}|{EXCHANGE}|amq\\.default)$"),
-        // It binds to the exchange and reads its own queue.
-        format!("^({own}|{EXCHANGE})$"),
-    ]
-}
-
 impl Setup {
     fn steps(&self, password: &dyn Fn() -> String) -> Vec<Step> {
         let words = |words: &[&str]| words.iter().map(|w| (*w).to_owned()).collect::<Vec<_>>();
@@ -62,7 +46,7 @@ impl Setup {
             },
         ];
         for host in &self.hosts {
-            let [configure, write, read] = rights(host);
+            let [configure, write, read] = rights(Some(host));
             let name = host.as_str();
             steps.push(Step {
                 why: format!("{name} comes by its certificate: it has no password"),
@@ -174,14 +158,6 @@ impl fmt::Display for Shell<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_host_may_only_do_what_it_must() {
-        let [configure, write, read] = rights(&"nas-0.0".parse().unwrap());
-        assert_eq!(configure, r"^(amq\.gen-.*|rocks\.vm-manage|img-storage\.name\.nas-0\.0)$");
-        assert_eq!(write, r"^(amq\.gen-.*|rocks\.vm-manage|amq\.default)$");
-        assert_eq!(read, r"^(amq\.gen-.*|rocks\.vm-manage)$");
-    }
 
     #[test]
     fn what_is_printed_can_be_given_to_a_shell() {

@@ -4,16 +4,18 @@ mod bus;
 mod check;
 mod files;
 mod import;
+mod kernel;
 
 pub use bus::{Address, Auth, Bus, Hosts, Issued};
 pub use check::{Line, check};
 pub use files::DIRECTORY;
 use img_storage_host::net::Network;
 use img_storage_model::{
-    Fault, HostName, Interval, PoolName,
+    Dataset, Fault, HostName, Interval, PoolName,
     attribute::{Speed, SyncWorkers},
 };
 pub use import::{Role as ImportAs, import};
+pub use kernel::Ssh;
 use serde::Deserialize;
 use std::{
     net::IpAddr,
@@ -81,6 +83,12 @@ pub struct Nas {
     /// Its pools: name to directory. Without any, one named `tank` under the state directory.
     #[serde(default)]
     pub pools: std::collections::BTreeMap<PoolName, PathBuf>,
+    /// Its ZFS pools: name to the dataset that the volumes lie in.
+    #[serde(default)]
+    pub zfs: std::collections::BTreeMap<PoolName, Dataset>,
+    /// How it reaches its nodes for streams of snapshots.
+    #[serde(default)]
+    pub ssh: Ssh,
 }
 
 impl Nas {
@@ -100,6 +108,12 @@ pub struct Vm {
     pub nodes: Option<u16>,
     /// The directory for local copies; without it, one under the state directory.
     pub pool: Option<PathBuf>,
+    /// The dataset for local copies of volumes in ZFS pools; without it, the node serves none of those.
+    pub zfs: Option<Dataset>,
+    /// How long a guest waits for a NAS that is away before its reads and writes fail.
+    pub nas_timeout: Option<Interval>,
+    /// The address by which NAS servers reach it for streams; without it, its name.
+    pub data_address: Option<IpAddr>,
 }
 
 impl Config {
@@ -125,6 +139,9 @@ impl Config {
         if nas.data_address().is_some_and(|a| a.is_unspecified() || a.is_multicast()) {
             let (why, next) = ("[nas] data_address is not an address that nodes can connect to", "name an address of this host");
             return invalid(why, next);
+        }
+        if let Some(pool) = nas.zfs.keys().find(|pool| nas.pools.contains_key(*pool)) {
+            return invalid(&format!("the pool {pool} is in [nas.pools] and in [nas.zfs]"), "give one of them another name");
         }
         self.broker()?;
         match self.vm.nodes {

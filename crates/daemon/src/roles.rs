@@ -2,6 +2,8 @@
 //!
 //! A role gets its ledger, its host verbs and a place on the bus, and knows nothing of who else shares its process.
 
+mod kernel;
+
 use crate::{
     bus::{self, Exchange, Member, amqp},
     clock::{Clock, Ids},
@@ -15,12 +17,15 @@ use crate::{
     store::{Commits, JOURNAL, Journal, LEDGER, NasStore, NodeStore},
     tasks::Running,
 };
-use img_storage_host::net;
 use img_storage_host::qemu::{
     Daemons,
     nas::QemuNas,
     node::QemuNode,
     pool::{self, PoolError},
+};
+use img_storage_host::{
+    net,
+    planes::{NasPlanes, NodePlanes},
 };
 use img_storage_model::{Fault, HostName, Interval, Plane, PoolName, attribute::Defaults, messages::Role};
 use std::{
@@ -153,7 +158,7 @@ fn claim(path: &Path, host: &HostName, name: &str) -> Result<(), Fault> {
 }
 
 fn nas_pools(layout: &Layout, config: &Config, name: &HostName) -> Result<BTreeMap<PoolName, PathBuf>, Fault> {
-    if config.nas.pools.is_empty() {
+    if config.nas.pools.is_empty() && config.nas.zfs.is_empty() {
         return Ok(BTreeMap::from([(PoolName::new("tank")?, layout.pools(name).join("tank"))]));
     }
     Ok(config.nas.pools.clone())
@@ -178,6 +183,11 @@ fn check_node(layout: &Layout, config: &Config, name: &HostName) -> Result<(), F
     let path = node_pool(layout, config, name)?;
     pool::check(&path, name.as_str(), LOCAL_POOL).map_err(unusable)?;
     ledger_of(layout, name, &path)
+}
+
+/// Whether a host has no ledger yet.
+fn is_new(dir: &Path) -> bool {
+    fs::metadata(dir.join(LEDGER)).map_or(true, |meta| meta.len() == 0)
 }
 
 /// A new ledger is begun only where there is nothing that an old one would know.
@@ -294,13 +304,15 @@ async fn start_nas(
     for (pool, path) in &pools {
         claim(path, name, pool.as_str())?;
     }
+    let address = data_address(config)?;
+    let daemons = plane(&dir, pki, name)?;
+    let kernel = kernel::nas(config, name, &dir, address, daemons.clone(), is_new(&dir)).await?;
     let store = NasStore::open(&dir.join(LEDGER), Commits::Grouped)?;
     let journal = Journal::open(&dir.join(JOURNAL))?;
-    let address = data_address(config)?.to_string();
-    let host = QemuNas::new(plane(&dir, pki, name)?, pools, &address, PORTS).await;
+    let host = NasPlanes { qemu: QemuNas::new(daemons, pools, &address.to_string(), PORTS).await, kernel };
     let settings = nas::Config {
         cluster: cluster(config)?,
-        address,
+        address: address.to_string(),
         defaults: defaults(config, frequency)?,
         step_deadline: STEP_DEADLINE,
         boot: img_storage_host::boot_id(),
@@ -318,14 +330,17 @@ async fn start_node(
     let dir = layout.host(name)?;
     let pool = node_pool(layout, config, name)?;
     claim(&pool, name, LOCAL_POOL)?;
+    let kernel = kernel::node(config, is_new(&dir)).await?;
     let store = NodeStore::open(&dir.join(LEDGER), Commits::Grouped)?;
     let journal = Journal::open(&dir.join(JOURNAL))?;
-    let host = QemuNode::new(plane(&dir, pki, name)?, LOCAL_POOL, pool, None).await;
+    let planes = [Some(Plane::Qemu), kernel.as_ref().map(|_| Plane::Kernel)].into_iter().flatten().collect();
+    let host = NodePlanes { qemu: QemuNode::new(plane(&dir, pki, name)?, LOCAL_POOL, pool, None).await, kernel };
+    let initiator = img_storage_host::initiator().map_err(|error| Fault::failed(error.0))?;
     let settings = node::Config {
         cluster: cluster(config)?,
-        planes: vec![Plane::Qemu],
-        initiator: None,
-        address: None,
+        planes,
+        initiator,
+        address: config.vm.data_address.map(|address| address.to_string()),
         step_deadline: STEP_DEADLINE,
     };
     Node::start(settings, Arc::new(host), store, journal, member, Clock::System)

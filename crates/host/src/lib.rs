@@ -6,8 +6,10 @@
 pub mod digest;
 pub mod exec;
 pub mod image;
+pub mod kernel;
 pub mod nbd;
 pub mod net;
+pub mod planes;
 pub mod qemu;
 pub mod qmp;
 pub mod qsd;

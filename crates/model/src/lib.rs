@@ -6,6 +6,8 @@
 
 pub mod api;
 pub mod attribute;
+pub mod broker;
+pub mod dataset;
 pub mod decision;
 pub mod extents;
 pub mod fact;
@@ -20,7 +22,9 @@ pub mod plane;
 pub mod schedule;
 pub mod size;
 pub mod snapshot;
+pub mod stream;
 
+pub use dataset::{Dataset, Guid, Snapshot};
 pub use decision::Decision;
 pub use extents::{Extent, Extents};
 pub use fact::Fact;

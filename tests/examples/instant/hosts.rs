@@ -162,20 +162,7 @@ impl NodeHost for InstantNode {
             let facts = volumes.entry(volume).or_insert_with(nothing_on_node);
             match step {
                 NodeStep::Start { epoch, over, endpoint } => {
-                    let qsd = QsdFacts {
-                        epoch,
-                        top: over,
-                        remote: endpoint.map(|e| e.export),
-                        local: over == Layer::Local,
-                        guest: false,
-                        copy: None,
-                        bitmaps: Vec::new(),
-                        snapshotting: Snapshotting::default(),
-                        push: None,
-                        back: None,
-                        back_mirror: None,
-                        back_fill: None,
-                    };
+                    let qsd = QsdFacts::started(epoch, over, endpoint.map(|e| e.export));
                     facts.qsd = Fact::Known(Some(qsd));
                 }
                 NodeStep::Stop { .. } => facts.qsd = Fact::Known(None),

@@ -1,5 +1,5 @@
 //! A RabbitMQ of the tests' own: Debian's package, with its own node name, ports, directories and port mapper, on the loopback
-//! interface alone. A broker that runs on the machine already is not touched.
+//! interface alone or in a lab's own network. A broker that runs on the machine already is not touched.
 
 mod certificates;
 mod proxy;
@@ -7,11 +7,11 @@ mod proxy;
 pub use certificates::{Authority, Until};
 pub use proxy::Proxy;
 
-use crate::processes;
 use anyhow::{Context as _, bail, ensure};
+use img_storage_model::{HostName, broker::rights};
 use rand::RngExt as _;
 use std::{
-    ffi::OsString,
+    ffi::{OsStr, OsString},
     fs::{self, File},
     net::{Ipv4Addr, TcpListener, TcpStream},
     os::unix::process::CommandExt as _,
@@ -40,9 +40,43 @@ struct Ports {
     mapper: u16,
 }
 
+/// Where a broker runs and is reached.
+#[derive(Clone, Debug)]
+pub struct Place {
+    /// What is put before its commands, to run them in other namespaces of the network and of processes.
+    pub wrapper: Vec<String>,
+    /// Where it listens.
+    pub address: Ipv4Addr,
+    /// What its certificate is for: the name of that address to those who reach it.
+    pub name: String,
+}
+
+impl Default for Place {
+    /// This machine, for this machine alone.
+    fn default() -> Self {
+        Place { wrapper: Vec::new(), address: Ipv4Addr::LOCALHOST, name: "localhost".to_owned() }
+    }
+}
+
+impl Place {
+    fn command(&self, program: impl AsRef<OsStr>) -> Command {
+        let Some((first, rest)) = self.wrapper.split_first() else { return Command::new(program) };
+        let mut command = Command::new(first);
+        command.args(rest).arg(program);
+        command
+    }
+
+    /// Gives a process the signal of this name. Its number is that of the place it runs in.
+    fn signal(&self, name: &str, pid: u32) {
+        let mut command = self.command("kill");
+        let _ = command.args([name, &pid.to_string()]).stderr(Stdio::null()).status();
+    }
+}
+
 /// A broker; it ends when dropped.
 pub struct Broker {
     dir: tempfile::TempDir,
+    place: Place,
     ports: Ports,
     authority: Authority,
     mapper: Child,
@@ -55,7 +89,15 @@ impl Broker {
     /// # Errors
     /// When it is not installed or does not start; with the end of its log.
     pub async fn start(hosts: &[&str]) -> anyhow::Result<Self> {
-        let mut broker = Self::bare()?;
+        Self::start_in(Place::default(), hosts).await
+    }
+
+    /// As [`Broker::start`], somewhere else: for the guests of a lab, in its namespace.
+    ///
+    /// # Errors
+    /// As [`Broker::start`].
+    pub async fn start_in(place: Place, hosts: &[&str]) -> anyhow::Result<Self> {
+        let mut broker = Self::bare_in(place)?;
         broker.configure(hosts)?;
         broker.resume().await?;
         Ok(broker)
@@ -66,16 +108,22 @@ impl Broker {
     /// # Errors
     /// When it is not installed.
     pub fn bare() -> anyhow::Result<Self> {
+        Self::bare_in(Place::default())
+    }
+
+    fn bare_in(place: Place) -> anyhow::Result<Self> {
         let script = Path::new(SCRIPTS).join("rabbitmq-server");
         ensure!(script.exists(), "RabbitMQ is not installed: apt-get install rabbitmq-server, or cargo xtask test");
         let dir = tempfile::Builder::new().prefix("broker").tempdir()?;
         let authority = Authority::new(&dir.path().join("pki"))?;
         let ports = free_ports()?;
-        let mut mapper = Command::new("epmd");
-        mapper.args(["-address", "127.0.0.1", "-port", &ports.mapper.to_string()]);
+        // Its number as it is where it runs, to end it there.
+        let mut mapper = place.command("sh");
+        mapper.args(["-c", "echo $$ > \"$1\" && exec epmd -address 127.0.0.1 -port \"$2\"", "sh"]);
+        mapper.arg(dir.path().join("epmd.pid")).arg(ports.mapper.to_string());
         mapper.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).process_group(0);
         let mapper = mapper.spawn().context("starting epmd")?;
-        let broker = Broker { dir, ports, authority, mapper, server: None };
+        let broker = Broker { dir, place, ports, authority, mapper, server: None };
         for dir in ["data", "log", "home"] {
             fs::create_dir(broker.path(dir))?;
         }
@@ -100,13 +148,14 @@ impl Broker {
     }
 
     fn configure(&self, hosts: &[&str]) -> anyhow::Result<()> {
-        let certificates = self.authority.issue("localhost", Until::Later)?;
+        let Place { address, name, .. } = &self.place;
+        let certificates = self.authority.issue(name, Until::Later)?;
         let (pem, root) = (certificates.display(), self.dir.path().display());
         let Ports { tls, plain, .. } = self.ports;
         fs::write(
             self.path("rabbitmq.conf"),
             format!(
-                "listeners.tcp.1 = 127.0.0.1:{plain}\nlisteners.ssl.1 = 127.0.0.1:{tls}\n\
+                "listeners.tcp.1 = {address}:{plain}\nlisteners.ssl.1 = {address}:{tls}\n\
                  ssl_options.cacertfile = {pem}/ca-cert.pem\nssl_options.certfile = {pem}/server-cert.pem\n\
                  ssl_options.keyfile = {pem}/server-key.pem\nssl_options.verify = verify_peer\n\
                  ssl_options.fail_if_no_peer_cert = true\nssl_options.versions.1 = tlsv1.3\nssl_options.versions.2 = tlsv1.2\n\
@@ -120,18 +169,18 @@ impl Broker {
             serde_json::json!({"name": name, "password_hash": PASSWORD_HASH,
                 "hashing_algorithm": "rabbit_password_hashing_sha256", "tags": []})
         };
-        // A host may take its own name and no other; everything else it declares is named by the broker.
-        let allowed = |name: &str, own: &str| {
-            serde_json::json!({"user": name, "vhost": VHOST,
-                "configure": format!(r"^(amq\.gen-.*|rocks\.vm-manage|img-storage\.name\.{own})$"),
-                "write": r"^(amq\.gen-.*|rocks\.vm-manage|amq\.default)$",
-                "read": r"^(amq\.gen-.*|rocks\.vm-manage)$"})
+        let allowed = |name: &str, host: Option<&HostName>| {
+            let [configure, write, read] = rights(host);
+            serde_json::json!({"user": name, "vhost": VHOST, "configure": configure, "write": write, "read": read})
         };
-        let permissions = hosts.iter().map(|h| allowed(h, &h.replace('.', r"\."))).chain([allowed(SHARED_USER, ".*")]);
+        let mut permissions = vec![allowed(SHARED_USER, None)];
+        for host in hosts {
+            permissions.push(allowed(host, Some(&host.parse()?)));
+        }
         let definitions = serde_json::json!({
             "users": hosts.iter().copied().chain([SHARED_USER]).map(user).collect::<Vec<_>>(),
             "vhosts": [{"name": VHOST}],
-            "permissions": permissions.collect::<Vec<_>>(),
+            "permissions": permissions,
         });
         Ok(fs::write(self.path("definitions.json"), definitions.to_string())?)
     }
@@ -160,7 +209,7 @@ impl Broker {
     }
 
     fn command(&self, script: &str) -> Command {
-        let mut command = Command::new(Path::new(SCRIPTS).join(script));
+        let mut command = self.place.command(Path::new(SCRIPTS).join(script));
         command.env_clear().envs(std::env::var_os("PATH").map(|path| ("PATH", path))).envs(self.environment());
         command.stdin(Stdio::null());
         command
@@ -222,7 +271,7 @@ impl Broker {
         let Some(mut server) = self.server.take() else { return Ok(()) };
         let begun = Instant::now();
         if let Some(pid) = self.pid() {
-            processes::terminate(pid);
+            self.place.signal("-TERM", pid);
         }
         while server.try_wait()?.is_none() {
             ensure!(begun.elapsed() < PATIENCE, "RabbitMQ does not stop:\n{}", self.log_tail());
@@ -235,7 +284,16 @@ impl Broker {
     pub fn kill(&mut self) {
         let Some(mut server) = self.server.take() else { return };
         if let Some(pid) = self.pid() {
-            processes::kill_and_wait(pid);
+            self.place.signal("-KILL", pid);
+        }
+        // Its script, which runs for as long as it does, has no more to wait for; if it has not written its number yet, this ends
+        // the script alone.
+        let begun = Instant::now();
+        while server.try_wait().is_ok_and(|ended| ended.is_none()) && begun.elapsed() < Duration::from_secs(10) {
+            if self.pid().is_none() {
+                let _ = server.kill();
+            }
+            std::thread::sleep(Duration::from_millis(2));
         }
         let _ = server.kill();
         let _ = server.wait();
@@ -243,7 +301,7 @@ impl Broker {
 
     /// The server's process; its script is the parent.
     fn pid(&self) -> Option<u32> {
-        fs::read_to_string(self.path("pid")).ok()?.trim().parse().ok()
+        number(&self.path("pid"))
     }
 
     /// Runs `rabbitmqctl`; its output.
@@ -274,9 +332,17 @@ impl Broker {
 impl Drop for Broker {
     fn drop(&mut self) {
         self.kill();
+        if let Some(pid) = number(&self.path("epmd.pid")) {
+            self.place.signal("-KILL", pid);
+        }
         let _ = self.mapper.kill();
         let _ = self.mapper.wait();
     }
+}
+
+/// The process number in a file.
+fn number(file: &Path) -> Option<u32> {
+    fs::read_to_string(file).ok()?.trim().parse().ok()
 }
 
 /// Ports that nobody has now, nor gets for a connection or an export while the broker is stopped.

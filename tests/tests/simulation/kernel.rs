@@ -1,7 +1,7 @@
 //! What only volumes in ZFS pools do: mapped elsewhere while they are copied, started again where a copy was kept, made longer
 //! under their guests.
 
-use super::scenario::{Act, LARGER};
+use super::act::{Act, LARGER};
 use img_storage_model::{Size, api::Phase};
 use std::time::Duration;
 use tokio::time::sleep;

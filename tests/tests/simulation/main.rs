@@ -1,8 +1,8 @@
 //! The guarantees, under every single fault and many at once: the real daemons on simulated hosts and a simulated bus, in
 //! virtual time, with faults wherever one can be.
 //!
-//! [`site`] starts and restarts the daemons and asks them things; [`guest`] writes and verifies all the while; [`scenario`] is what an
-//! operator does; [`plan`] says what goes wrong in one run; [`campaign`] makes all the runs. A run depends on its plan alone: the
+//! [`site`] starts and restarts the daemons and asks them things; [`guest`] writes and verifies all the while; [`act`] is what an
+//! operator can do with a volume, [`scenario`] in which order; [`plan`] says what goes wrong in one run; [`campaign`] makes all the runs. A run depends on its plan alone: the
 //! same plan gives the same trace.
 //!
 //! `IMG_STORAGE_SIM=SCENARIO:EFFECT:FAULT[:SEED]` repeats one run with its trace; `IMG_STORAGE_SIM_ONLY` picks a scenario,
@@ -10,6 +10,7 @@
 //! `IMG_STORAGE_SIM_SINGLES=0` there are only those. On the kernel plane one in seven of the runs with a single fault is made, by
 //! the seed; with `IMG_STORAGE_SIM_EVERY=1` all.
 
+mod act;
 mod attributes;
 mod campaign;
 mod guest;

@@ -21,6 +21,7 @@ pub mod role;
 pub mod set;
 pub mod show;
 pub mod status;
+pub mod stream;
 pub mod sync;
 pub mod target;
 pub mod unmap;
@@ -50,6 +51,7 @@ pub fn run(cli: Cli) -> Done {
         Verb::Nas(verb) => verb.run(&global),
         Verb::Vm(verb) => verb.run(&global),
         Verb::Completion(verb) => verb.run(),
+        Verb::Stream(verb) => verb.run(),
         Verb::Config(verb) => verb.run(&global),
         Verb::Pki(verb) => verb.run(&global),
         Verb::BrokerSetup(verb) => verb.run(&global),
@@ -80,6 +82,7 @@ pub fn run(cli: Cli) -> Done {
                     | Verb::Nas(_)
                     | Verb::Vm(_)
                     | Verb::Completion(_)
+                    | Verb::Stream(_)
                     | Verb::Config(_)
                     | Verb::Pki(_)
                     | Verb::BrokerSetup(_)

@@ -5,6 +5,7 @@ mod attributes;
 mod cluster;
 mod output;
 mod rocks;
+mod stand_in;
 mod support;
 mod usage;
 mod verbs;

@@ -7,6 +7,7 @@
 //! export `e7`, the bitmap `wb.pivot` records since the pivot, the job `push-UUID` makes that snapshot.
 
 pub mod graph;
+pub mod lend;
 pub mod nas;
 pub mod node;
 pub mod pool;

@@ -74,10 +74,14 @@ impl Site {
         self.world.guest_connect(&host("c0"), ID).unwrap();
     }
 
-    async fn local(&self) {
+    async fn copying(&self) {
         self.attached().await;
         let create = NodeStep::CreateLocal { epoch: Epoch(1), size: size() };
         self.nodes([create, NodeStep::OpenLocal, NodeStep::StartCopy { speed: Speed::UNLIMITED }]).await;
+    }
+
+    async fn local(&self) {
+        self.copying().await;
         sleep(Duration::from_secs(1)).await;
         let bitmap = NodeStep::AddBitmap { since: Incremental::Pivot };
         self.nodes([NodeStep::CompleteCopy, bitmap, NodeStep::FinalizeCopy, NodeStep::DetachRemote]).await;
@@ -130,13 +134,7 @@ async fn a_guest_waits_for_its_export_and_is_locked_out_of_anothers() {
 #[tokio::test(start_paused = true)]
 async fn a_guest_is_held_while_a_pivot_waits_and_then_goes_on_over_there() {
     let site = Site::new();
-    site.attached().await;
-    site.nodes([
-        NodeStep::CreateLocal { epoch: Epoch(1), size: size() },
-        NodeStep::OpenLocal,
-        NodeStep::StartCopy { speed: Speed::UNLIMITED },
-    ])
-    .await;
+    site.copying().await;
     for block in 0..16 {
         site.write(block).await.unwrap();
         sleep(Duration::from_millis(30)).await;
@@ -265,13 +263,7 @@ async fn a_fault_happens_where_it_was_planned() {
 #[tokio::test(start_paused = true)]
 async fn a_copy_that_lost_its_nas_pauses_and_goes_on() {
     let site = Site::new();
-    site.attached().await;
-    site.nodes([
-        NodeStep::CreateLocal { epoch: Epoch(1), size: size() },
-        NodeStep::OpenLocal,
-        NodeStep::StartCopy { speed: Speed::UNLIMITED },
-    ])
-    .await;
+    site.copying().await;
     sleep(Duration::from_millis(100)).await;
     site.world.cut(&host("c0"), true);
     sleep(Duration::from_secs(90)).await;

@@ -58,6 +58,9 @@ impl From<kernel::NodeStep> for Step {
 /// A node's decision.
 pub type Decision = crate::Decision<Step, NodeChange>;
 
+/// The longest label, in bytes.
+const LONGEST_LABEL: usize = 100;
+
 /// A volume as a node's host knows it by.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct NodeVolume {
@@ -72,6 +75,8 @@ pub struct NodeVolume {
 impl From<&Assign> for NodeVolume {
     fn from(assign: &Assign) -> Self {
         let label = format!("{}.{}", assign.nas, assign.name.replace('/', "."));
+        // device-mapper takes 127 bytes; what would be longer goes by its identity.
+        let label = if label.len() <= LONGEST_LABEL { label } else { assign.volume.to_string() };
         NodeVolume { id: assign.volume, plane: assign.plane, label }
     }
 }

@@ -102,7 +102,7 @@ fn a_volume_is_attached_and_its_disk_is_looked_at_before_it_is_used() {
     let other = Session { disk: Some(Disk { serial: "s2".to_owned(), size: size().bytes() }), ..session(true) };
     assert!(stuck(&plan(&record, &seen(Some(other), None, None, false))), "another's disk is not used");
     let short = Session { disk: Some(Disk { serial: "s3".to_owned(), size: 1 << 20 }), ..session(true) };
-    assert_eq!(plan(&record, &seen(Some(short), None, None, false)), Decision::Do(NodeStep::Rescan));
+    assert_eq!(plan(&record, &seen(Some(short), None, None, false)), Decision::Do(NodeStep::Rescan { size: size() }));
     let old = Session { iqn: "iqn.e2".to_owned(), ..session(true) };
     assert_eq!(plan(&record, &seen(Some(old), None, None, false)), Decision::Do(NodeStep::Logout));
     let late = Session { disk: None, ..session(true) };
@@ -224,7 +224,7 @@ fn a_volume_gets_longer_on_one_layer_and_not_on_the_way_to_another() {
     let grown = |lies, want| with(row(lies, want), |a| a.size = longer);
     let on = |table, local| seen(Some(session(true)), Some(table), Some(local), true);
     let f = seen(Some(session(true)), Some(Table::Linear(Remote)), None, false);
-    assert_eq!(plan(&grown(Lies::Remote, Want::Remote), &f), Decision::Do(NodeStep::Rescan));
+    assert_eq!(plan(&grown(Lies::Remote, Want::Remote), &f), Decision::Do(NodeStep::Rescan { size: longer }));
     // With the newest writes here the NAS's disk stays as it is.
     assert_eq!(plan(&grown(Lies::OverRemote, Want::Local), &on(Table::Linear(Remote), copy(&[1]))), swap(Table::Overlay(Remote)));
     assert_eq!(plan(&grown(Lies::MergingLocal, Want::Local), &on(Table::Overlay(Remote), copy(&[1]))), swap(Table::Merge(Local)));

@@ -21,20 +21,7 @@ pub fn file() -> LocalFile {
 }
 
 fn qsd(top: Layer) -> QsdFacts {
-    QsdFacts {
-        epoch: E,
-        top,
-        remote: (top == Layer::Remote).then(|| "e3".to_owned()),
-        local: top == Layer::Local,
-        guest: true,
-        copy: None,
-        bitmaps: Vec::new(),
-        snapshotting: Snapshotting::default(),
-        push: None,
-        back: None,
-        back_mirror: None,
-        back_fill: None,
-    }
+    QsdFacts { guest: true, ..QsdFacts::started(E, top, (top == Layer::Remote).then(|| "e3".to_owned())) }
 }
 
 fn bitmap(since: Incremental, recording: bool) -> Bitmap {

@@ -9,6 +9,7 @@ use crate::bus::Delivery;
 use futures_core::Stream as _;
 use img_storage_model::{
     HostName,
+    broker::{EXCHANGE, NAME_QUEUE},
     messages::{Envelope, VERSION},
 };
 use lapin::{
@@ -23,10 +24,6 @@ use lapin::{
 use std::{future::poll_fn, pin::Pin, task::Poll, time::Duration};
 use tokio::{sync::mpsc, time::timeout};
 
-/// The exchange of the original.
-pub(super) const EXCHANGE: &str = "rocks.vm-manage";
-/// Whoever has the queue of this name and a host's has that host's name.
-const NAME_QUEUE: &str = "img-storage.name.";
 /// So many messages may be on their way to us.
 const PREFETCH: u16 = 512;
 /// So many are handed on before they are acknowledged.

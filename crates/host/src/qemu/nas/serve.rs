@@ -7,7 +7,7 @@ use super::{Mark, Steps, one};
 use crate::HostError;
 use crate::exec;
 use crate::qemu::session::Session;
-use crate::qemu::{GRACE, QUICK, during, file_node, listening};
+use crate::qemu::{GRACE, QUICK, during, file_node};
 use crate::qsd::Qsd;
 
 /// The export for a reader.
@@ -16,19 +16,7 @@ const READER: &str = "reader";
 impl Steps<'_> {
     /// Options that let one host in over TLS.
     pub(super) fn gate(&self, peer: &HostName, port: u16) -> Result<Vec<(&'static str, Value)>, HostError> {
-        let rule = json!({"match": self.host.plane.distinguished_name(peer), "policy": "allow"});
-        let at = listening(&self.host.listen, port)?;
-        Ok(vec![
-            ("--object", self.host.plane.server("tls")?),
-            ("--object", json!({"qom-type": "authz-list", "id": "peer", "policy": "deny", "rules": [rule]})),
-            (
-                "--nbd-server",
-                json!({
-                    "addr": {"type": "inet", "host": at.ip().to_string(), "port": at.port().to_string()},
-                    "tls-creds": "tls", "tls-authz": "peer",
-                }),
-            ),
-        ])
+        self.host.plane.gate(&self.host.listen, peer, port)
     }
 
     /// The volume's file as a node.

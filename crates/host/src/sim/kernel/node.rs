@@ -62,7 +62,7 @@ impl SimNode {
     pub(in crate::sim) async fn kernel_step(&self, volume: VolumeId, step: NodeStep) -> Done<StepResult> {
         match step {
             NodeStep::Login { endpoint, login, size } => self.login(volume, endpoint, login, size).await?,
-            NodeStep::Logout | NodeStep::Rescan => self.session_step(volume, &step).await?,
+            NodeStep::Logout | NodeStep::Rescan { .. } => self.session_step(volume, &step).await?,
             NodeStep::CreateDevice { epoch, table, size } => self.create_device(volume, epoch, table, size).await?,
             NodeStep::Swap { table, size } => self.swap(volume, table, size).await?,
             NodeStep::ResumeDevice => {
@@ -127,7 +127,7 @@ impl SimNode {
 
     async fn session_step(&self, volume: VolumeId, step: &NodeStep) -> Done {
         match step {
-            NodeStep::Rescan => self.world.part(|s| s.see_disk(&self.name, volume)).await,
+            NodeStep::Rescan { .. } => self.world.part(|s| s.see_disk(&self.name, volume)).await,
             _ => {
                 self.kernel(volume, |v| {
                     if v.device.as_ref().is_some_and(|d| d.uses(Layer::Remote)) {

@@ -118,7 +118,9 @@ pub(super) fn attach(record: &NodeRecord, f: &Seen<'_>) -> Option<Decision> {
             "the disk of {} has the serial number {:?}, not {:?}; it is not used",
             session.iqn, disk.serial, login.serial
         ))),
-        Some(disk) if at_home && disk.size < assign.size.bytes() && session.up => Some(Decision::Do(NodeStep::Rescan)),
+        Some(disk) if at_home && disk.size < assign.size.bytes() && session.up => {
+            Some(Decision::Do(NodeStep::Rescan { size: assign.size }))
+        }
         Some(_) => None,
         // Whoever has it open waits for the target to come back; the session tries by itself.
         None if !session.up && f.device.is_some() => None,

@@ -21,7 +21,10 @@ pub enum NodeStep {
     /// Logs out of the volume's targets of whatever epoch and forgets them. Fails while the disk is in use.
     Logout,
     /// Makes the kernel look again how long the disk is.
-    Rescan,
+    Rescan {
+        /// What it is to be.
+        size: Size,
+    },
     /// Makes the guest's device, with the epoch in its mark.
     CreateDevice {
         /// Goes into its mark.

@@ -94,6 +94,24 @@ pub struct QsdFacts {
 }
 
 impl QsdFacts {
+    /// One that was only just started over a layer, with this export of the NAS open.
+    pub fn started(epoch: Epoch, over: Layer, remote: Option<String>) -> Self {
+        QsdFacts {
+            epoch,
+            top: over,
+            remote,
+            local: over == Layer::Local,
+            guest: false,
+            copy: None,
+            bitmaps: Vec::new(),
+            snapshotting: Snapshotting::default(),
+            push: None,
+            back: None,
+            back_mirror: None,
+            back_fill: None,
+        }
+    }
+
     /// The bitmap that is disabled for a push under way.
     pub fn frozen(&self) -> Option<&Bitmap> {
         self.bitmaps.iter().find(|b| !b.recording)

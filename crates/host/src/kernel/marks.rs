@@ -1,0 +1,180 @@
+//! By what our things are known on the kernel plane, whatever their names.
+//!
+//! | thing | mark |
+//! |---|---|
+//! | zvol | user property `img-storage:volume`; of an overlay also `img-storage:epoch` |
+//! | snapshot | its name, `IMG-STORAGE-<uuid>`, and our hold on it |
+//! | target | its name, [`img_storage_model::nas::kernel::iqn`] |
+//! | backstore | its name, `img-storage-<volume>-e<epoch>` |
+//! | disk | its serial number, `<volume>e<epoch>` |
+//! | device-mapper device | its UUID, `IMG-STORAGE-<volume>-e<epoch>` |
+
+use super::{
+    fault,
+    zfs::{SnapshotFacts, Zfs, Zvol},
+};
+use crate::HostError;
+use img_storage_model::{Dataset, Epoch, SnapshotId, VolumeId, snapshot::Snapshot};
+
+/// What the names of all our targets begin with.
+pub const TARGETS: &str = "iqn.2026-11.org.img-storage:";
+/// What the names of all our backstores begin with.
+pub const BACKSTORES: &str = "img-storage-";
+/// What the UUIDs of all our device-mapper devices begin with.
+pub const DEVICES: &str = "IMG-STORAGE-";
+/// The tag of our holds.
+pub const HOLD: &str = "img-storage";
+/// The property that says of which epoch an overlay is.
+pub const EPOCH: &str = "img-storage:epoch";
+/// The property that says of which epoch a local zvol takes streams.
+pub const RECEIVES: &str = "img-storage:receives";
+
+/// The properties to look at besides the volume's.
+pub fn zfs() -> Zfs {
+    Zfs::new([EPOCH, RECEIVES])
+}
+
+/// The backstore of a volume's export.
+pub fn backstore(volume: VolumeId, epoch: Epoch) -> String {
+    format!("{BACKSTORES}{}-e{epoch}", volume.0.simple())
+}
+
+/// The UUID of a guest's device.
+pub fn device(volume: VolumeId, epoch: Epoch) -> String {
+    format!("{DEVICES}{}-e{epoch}", volume.0.simple())
+}
+
+/// The epoch at the end of a name of ours.
+pub fn epoch(name: &str) -> Option<Epoch> {
+    let (_, digits) = name.rsplit_once('e')?;
+    (!digits.is_empty()).then(|| digits.parse().ok().map(Epoch)).flatten()
+}
+
+/// An epoch in a property of a zvol.
+pub fn epoch_in(zvol: &Zvol, property: &str) -> Option<Epoch> {
+    zvol.marks.get(property)?.parse().ok().map(Epoch)
+}
+
+/// A zvol of ours: nothing where there is none.
+///
+/// # Errors
+/// When it cannot be told, and when what has the name is not the volume's.
+pub async fn ours(zfs: &Zfs, name: &Dataset, volume: VolumeId) -> Result<Option<Zvol>, HostError> {
+    match zfs.volume(name).await? {
+        Some(found) if found.volume() == Some(&volume.to_string()) => Ok(Some(found)),
+        Some(found) => Err(fault(
+            format_args!("the zvol {name} is not of this volume"),
+            found.volume().map_or_else(|| "it has no mark of ours".to_owned(), |id| format!("its mark names the volume {id}")),
+            "it is left alone; rename it, or give the volume another name",
+        )),
+        None => Ok(None),
+    }
+}
+
+/// What is there of snapshots: ours, oldest first, and whether somebody else's is newer than all of them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Points {
+    /// Ours, each with whether anybody holds it.
+    pub ours: Vec<(Snapshot, bool)>,
+    /// The newest of somebody else that is newer than ours.
+    pub foreign: Option<String>,
+}
+
+/// Sorts a zvol's snapshots, which come oldest first.
+pub fn points(all: &[SnapshotFacts]) -> Points {
+    let mut points = Points::default();
+    for found in all {
+        match found.name.name().parse::<SnapshotId>() {
+            Ok(id) => {
+                points.ours.push((Snapshot { id, guid: found.guid.0 }, found.holds > 0));
+                points.foreign = None;
+            }
+            Err(_) => points.foreign = Some(found.name.name().to_owned()),
+        }
+    }
+    points
+}
+
+/// What was written to a zvol since the newest of our snapshots: ZFS counts from the newest of anybody.
+///
+/// # Errors
+/// When it cannot be told.
+pub async fn written(zfs: &Zfs, zvol: &Zvol, points: &Points) -> Result<u64, HostError> {
+    match (&points.foreign, points.ours.last()) {
+        (Some(_), Some((newest, _))) => zfs.written_since(&at(&zvol.name, newest.id)?).await,
+        // Without one of ours everything counts.
+        (Some(_), None) => Ok(zvol.referenced),
+        (None, _) => Ok(zvol.written),
+    }
+}
+
+/// A snapshot of ours by name.
+///
+/// # Errors
+/// When the zvol's name leaves no room for it.
+pub fn at(zvol: &Dataset, id: SnapshotId) -> Result<img_storage_model::Snapshot, HostError> {
+    zvol.at(&id.to_string()).map_err(|why| HostError(why.to_string()))
+}
+
+/// Takes a snapshot and holds it.
+///
+/// # Errors
+/// When it is not there, held, afterwards.
+pub async fn take(zfs: &Zfs, zvol: &Dataset, id: SnapshotId) -> Result<(), HostError> {
+    let name = at(zvol, id)?;
+    zfs.snapshot(&name).await?;
+    zfs.hold(&name, HOLD).await
+}
+
+/// Takes our hold away and destroys a snapshot; nothing to do where there is none.
+///
+/// # Errors
+/// When it is still there.
+pub async fn give_up(zfs: &Zfs, zvol: &Dataset, id: SnapshotId, volume: VolumeId) -> Result<(), HostError> {
+    let name = at(zvol, id)?;
+    match zfs.find_snapshot(&name).await? {
+        Some(found) => zfs.destroy_snapshot(&name, found.guid, &volume.to_string(), HOLD).await,
+        None => Ok(()),
+    }
+}
+
+/// A length in whole blocks of a zvol.
+pub fn whole_blocks(size: u64) -> u64 {
+    size.next_multiple_of(16 << 10)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use img_storage_model::Guid;
+    use uuid::Uuid;
+
+    #[test]
+    fn names_carry_the_epoch() {
+        let volume = VolumeId(Uuid::from_u128(0xeee));
+        let iqn = img_storage_model::nas::kernel::iqn("Nas-0-0", volume, Epoch(17));
+        assert!(iqn.starts_with(TARGETS) && !iqn.chars().any(char::is_uppercase), "{iqn}");
+        for name in [iqn, backstore(volume, Epoch(17)), device(volume, Epoch(17))] {
+            assert_eq!(epoch(&name), Some(Epoch(17)), "{name}");
+        }
+        assert_eq!(epoch("iqn.2026-11.org.img-storage:nas.0123e"), None);
+    }
+
+    #[test]
+    fn a_snapshot_of_somebody_else_counts_only_when_it_is_newer() {
+        let of = Dataset::new("tank/vol1").unwrap();
+        let found = |name: &str, guid, holds| SnapshotFacts {
+            name: of.at(name).unwrap(),
+            guid: Guid(guid),
+            created_txg: guid,
+            holds,
+            written: 0,
+            referenced: 0,
+        };
+        let id = SnapshotId(Uuid::from_u128(5));
+        let ours = id.to_string();
+        let all = [found("hourly-1", 1, 0), found(&ours, 2, 1), found("hourly-2", 3, 0)];
+        assert_eq!(points(&all).foreign.as_deref(), Some("hourly-2"));
+        assert_eq!(points(&all[..2]), Points { ours: vec![(Snapshot { id, guid: 2 }, true)], foreign: None });
+    }
+}

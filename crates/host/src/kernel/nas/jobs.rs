@@ -1,0 +1,151 @@
+//! The streams that this daemon runs, one a volume. They end with it; what has arrived stays, and is gone on with.
+
+use crate::{
+    HostError,
+    kernel::{
+        marks,
+        stream::{Peer, Streams},
+    },
+};
+use img_storage_model::{
+    Dataset, Epoch, Guid, SnapshotId, VolumeId,
+    nas::kernel::{Stream, Way},
+    node::{Job, JobState, StepResult},
+    stream::Source,
+};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+use tokio::task::AbortHandle;
+
+/// A stream to be.
+#[derive(Clone, Debug)]
+pub(super) struct Plan {
+    pub(super) volume: VolumeId,
+    pub(super) way: Way,
+    pub(super) here: Dataset,
+    pub(super) there: Dataset,
+    pub(super) peer: Peer,
+    pub(super) epoch: Epoch,
+    pub(super) from: Option<SnapshotId>,
+    pub(super) to: SnapshotId,
+    pub(super) speed: u64,
+}
+
+/// What is known of a stream.
+struct Shown {
+    job: Job,
+    moved: u64,
+    took_ms: u64,
+}
+
+struct Running {
+    way: Way,
+    to: SnapshotId,
+    shown: Arc<Mutex<Shown>>,
+    task: AbortHandle,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // Its programs die with it.
+        self.task.abort();
+    }
+}
+
+/// The streams of this daemon.
+#[derive(Default)]
+pub(super) struct Jobs(Mutex<BTreeMap<VolumeId, Running>>);
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Jobs {
+    pub(super) fn look(&self, volume: VolumeId) -> Option<Stream> {
+        let running = lock(&self.0);
+        let running = running.get(&volume)?;
+        Some(Stream { way: running.way, to: running.to, job: lock(&running.shown).job.clone() })
+    }
+
+    /// Begins a stream; nothing to do when the same one is there.
+    pub(super) fn begin(&self, streams: Streams, plan: Plan) -> Result<(), HostError> {
+        let mut all = lock(&self.0);
+        if let Some(running) = all.get(&plan.volume) {
+            if running.way == plan.way && running.to == plan.to {
+                return Ok(());
+            }
+            return Err(HostError(format!("a stream of {} is under way for this volume; end it first", running.to)));
+        }
+        let job = Job { state: JobState::Running, done: 0, total: 0, speed: plan.speed };
+        let shown = Arc::new(Mutex::new(Shown { job, moved: 0, took_ms: 0 }));
+        let (volume, way, to) = (plan.volume, plan.way, plan.to);
+        let task = tokio::spawn(run(streams, plan, Arc::clone(&shown))).abort_handle();
+        all.insert(volume, Running { way, to, shown, task });
+        Ok(())
+    }
+
+    pub(super) fn set_speed(&self, volume: VolumeId, speed: u64) {
+        if let Some(running) = lock(&self.0).get(&volume) {
+            lock(&running.shown).job.speed = speed;
+        }
+    }
+
+    /// Ends a stream and forgets it; tells what it took when it was done.
+    pub(super) fn end(&self, volume: VolumeId) -> StepResult {
+        let ended = lock(&self.0).remove(&volume);
+        let Some(running) = ended else { return StepResult::Done };
+        let shown = lock(&running.shown);
+        match shown.job.state {
+            JobState::Done => StepResult::Streamed { moved: shown.moved, took_ms: shown.took_ms },
+            _ => StepResult::Done,
+        }
+    }
+}
+
+async fn run(streams: Streams, plan: Plan, shown: Arc<Mutex<Shown>>) {
+    let done = transfer(&streams, &plan, &shown).await;
+    let mut shown = lock(&shown);
+    match done {
+        Ok((moved, took_ms)) => {
+            (shown.moved, shown.took_ms) = (moved, took_ms);
+            shown.job.state = JobState::Done;
+        }
+        Err(error) => shown.job.state = JobState::Failed(error.0),
+    }
+}
+
+async fn transfer(streams: &Streams, plan: &Plan, shown: &Mutex<Shown>) -> Result<(u64, u64), HostError> {
+    let (source, target) = match plan.way {
+        Way::ToNode => (&plan.here, &plan.there),
+        Way::FromNode => (&plan.there, &plan.here),
+    };
+    let to = marks::at(source, plan.to)?;
+    let from = plan.from.map(|id| marks::at(source, id)).transpose()?;
+    let what = Source::Snapshot { from: from.clone(), to: to.clone() };
+    let estimate = match plan.way {
+        Way::ToNode => streams.local.estimate(&what).await,
+        Way::FromNode => streams.estimate_pull(&plan.peer, plan.volume, &what).await,
+    };
+    // Only to be shown.
+    lock(shown).job.total = estimate.unwrap_or(0);
+    let progress = |bytes| {
+        let mut shown = lock(shown);
+        shown.job.done = bytes;
+        shown.job.total = shown.job.total.max(bytes);
+    };
+    let moved = match plan.way {
+        Way::ToNode => streams.push(&plan.peer, plan.volume, plan.epoch, (from.as_ref(), &to), target, progress).await?,
+        Way::FromNode => {
+            let held = streams.holdings(&plan.peer, plan.volume, source).await?;
+            let wanted = held.snapshots.iter().find(|held| held.name == to.name()).map(|held| held.guid);
+            let wanted: Guid = wanted.ok_or_else(|| HostError(format!("there is no snapshot {to} on {}", plan.peer.host)))?;
+            streams.pull(&plan.peer, plan.volume, (from.as_ref(), &to), wanted, target, progress).await?
+        }
+    };
+    if let Some(discarded) = &moved.discarded {
+        tracing::warn!(volume = %plan.volume, "{discarded}");
+    }
+    Ok((moved.bytes, u64::try_from(moved.took.as_millis()).unwrap_or(u64::MAX)))
+}

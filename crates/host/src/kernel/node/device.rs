@@ -1,0 +1,126 @@
+//! The guest's device.
+
+use super::{FLUSH, Steps};
+use crate::{
+    HostError,
+    kernel::{
+        block::{self, Number},
+        dm::{self, Order},
+        marks,
+        zfs::Zfs,
+    },
+};
+use img_storage_model::{
+    Epoch,
+    node::{
+        Layer,
+        kernel::{Device, Merge, Table},
+    },
+};
+
+/// How much is copied up for a write, in sectors: one block of a zvol.
+const CHUNK: u32 = 32;
+
+impl Steps<'_> {
+    pub(super) async fn look_at_device(&self, disk: Option<Number>) -> Result<Option<Device>, HostError> {
+        let (dm, name) = (&self.host.dm, self.volume.label.as_str());
+        let Some(state) = dm.find(name).await? else { return Ok(None) };
+        let ours = marks::device(self.volume.id, Epoch(0));
+        let (part, _) = ours.rsplit_once('e').unwrap_or_default();
+        let epoch = marks::epoch(&state.uuid).filter(|_| state.uuid.starts_with(part));
+        let epoch = epoch.ok_or_else(|| {
+            HostError(format!("the device-mapper device {name} is of another volume ({}); it is left alone", state.uuid))
+        })?;
+        let (table, size) = match dm.table(name).await? {
+            None => return Ok(None),
+            Some(dm::Table::Layer { layer, size }) => (self.table(layer, disk).await, size),
+            Some(dm::Table::None) => (Err("it has no table".to_owned()), 0),
+            Some(dm::Table::Other(lines)) => (Err(lines), 0),
+        };
+        let mut device = Device { epoch, table, size, suspended: state.suspended, open: state.open, merge: None, broken: None };
+        if matches!(device.table, Ok(Table::Overlay(_) | Table::Merge(_))) {
+            match dm.overlay(name).await? {
+                Some(dm::Overlay::Used { allocated, bookkeeping, .. }) if matches!(device.table, Ok(Table::Merge(_))) => {
+                    let left = allocated.saturating_sub(bookkeeping) * block::SECTOR;
+                    device.merge = Some(Merge { left, total: left });
+                }
+                Some(dm::Overlay::Invalid) => device.broken = Some("it is invalid: it was full, or could not be read".to_owned()),
+                Some(dm::Overlay::Overflow) => device.broken = Some("it is full".to_owned()),
+                Some(dm::Overlay::MergeFailed) => device.broken = Some("merging it stopped at an error".to_owned()),
+                Some(dm::Overlay::Used { .. }) | None => {}
+            }
+        }
+        Ok(Some(device))
+    }
+
+    /// What a table means: which of its devices is which.
+    async fn table(&self, layer: dm::Layer, disk: Option<Number>) -> Result<Table, String> {
+        let of = |name| block::number(&Zfs::device(name)).map_err(|error| error.0);
+        let (local, overlay) = (of(&self.local)?, of(&self.overlay)?);
+        let under = |number: Number| match number {
+            number if Some(number) == local => Ok(Layer::Local),
+            number if Some(number) == disk => Ok(Layer::Remote),
+            number => match number.name().map_err(|error| error.0)? {
+                // A disk whose session is gone: nothing else of ours is one.
+                Some(name) if name.starts_with("sd") => Ok(Layer::Remote),
+                None => Ok(Layer::Remote),
+                Some(name) => Err(format!("it lies on {name}")),
+            },
+        };
+        let over = |number: Number| {
+            if overlay.is_none_or(|known| known == number) { Ok(()) } else { Err(format!("its overlay is {number}, not ours")) }
+        };
+        Ok(match layer {
+            dm::Layer::Linear { device } => Table::Linear(under(device)?),
+            dm::Layer::Snapshot { origin, overlay, .. } => {
+                over(overlay)?;
+                Table::Overlay(under(origin)?)
+            }
+            dm::Layer::SnapshotMerge { origin, overlay, .. } => {
+                over(overlay)?;
+                Table::Merge(under(origin)?)
+            }
+        })
+    }
+
+    /// The table of the kernel.
+    async fn layer(&self, table: Table) -> Result<dm::Layer, HostError> {
+        let (Table::Linear(under) | Table::Overlay(under) | Table::Merge(under)) = table;
+        let device = match under {
+            Layer::Remote => self.disk().await?.number,
+            Layer::Local => self.zvol(&self.local).await?,
+        };
+        Ok(match table {
+            Table::Linear(_) => dm::Layer::Linear { device },
+            Table::Overlay(_) => dm::Layer::Snapshot { origin: device, overlay: self.zvol(&self.overlay).await?, chunk: CHUNK },
+            Table::Merge(_) => {
+                dm::Layer::SnapshotMerge { origin: device, overlay: self.zvol(&self.overlay).await?, chunk: CHUNK }
+            }
+        })
+    }
+
+    pub(super) async fn create_device(&self, epoch: Epoch, table: Table, size: u64) -> Result<(), HostError> {
+        let layer = self.layer(table).await?;
+        let uuid = marks::device(self.volume.id, epoch);
+        self.host.dm.create(&self.volume.label, &uuid, size, &layer).await.map(drop)
+    }
+
+    pub(super) async fn swap(&self, table: Table, size: u64) -> Result<(), HostError> {
+        let layer = self.layer(table).await?;
+        let order = if matches!(table, Table::Merge(_)) { Order::SuspendFirst } else { Order::LoadFirst };
+        let swapped = self.host.dm.swap(&self.volume.label, size, &layer, order).await?;
+        tracing::info!(device = self.volume.label, ?table, pause_us = swapped.paused.as_micros(), "the guest's device goes on");
+        // What the guest wrote before is not read from there alone any more: it must not be lost with the NAS's memory.
+        if table == Table::Overlay(Layer::Remote) {
+            block::flush(self.disk().await?.path, FLUSH).await?;
+        }
+        Ok(())
+    }
+
+    pub(super) async fn resume_device(&self) -> Result<(), HostError> {
+        let name = &self.volume.label;
+        // A table that a killed daemon loaded is not one the ledger may know of.
+        self.host.dm.clear(name).await?;
+        self.host.dm.resume(name).await
+    }
+}
