@@ -1,6 +1,6 @@
 //! Putting another layer under a device while a guest uses it.
 
-use super::{Dm, Layer, Table};
+use super::{Dm, Layer, Overlay, Table};
 use crate::HostError;
 use std::time::{Duration, Instant};
 
@@ -49,7 +49,10 @@ impl Dm {
             // From an attempt that was killed; what it would do is not known.
             self.clear(name).await?;
         }
-        if self.table(name).await?.as_ref() == Some(&wanted) {
+        let merges = matches!(layer, Layer::SnapshotMerge { .. });
+        // The kernel begins such a merge again only with a table that is loaded anew.
+        let stopped = merges && matches!(self.overlay(name).await, Ok(Some(Overlay::MergeFailed)));
+        if !stopped && self.table(name).await?.as_ref() == Some(&wanted) {
             if state.suspended {
                 self.resume(name).await?;
             }

@@ -46,8 +46,8 @@ impl Steps<'_> {
                 }
                 Some(dm::Overlay::Invalid) => device.broken = Some("it is invalid: it was full, or could not be read".to_owned()),
                 Some(dm::Overlay::Overflow) => device.broken = Some("it is full".to_owned()),
-                Some(dm::Overlay::MergeFailed) => device.broken = Some("merging it stopped at an error".to_owned()),
-                Some(dm::Overlay::Used { .. }) | None => {}
+                // A merge that stopped at an error is none: it goes on where it was when its table is put in anew.
+                Some(dm::Overlay::MergeFailed | dm::Overlay::Used { .. }) | None => {}
             }
         }
         Ok(Some(device))
@@ -108,11 +108,20 @@ impl Steps<'_> {
     pub(super) async fn swap(&self, table: Table, size: u64) -> Result<(), HostError> {
         let layer = self.layer(table).await?;
         let order = if matches!(table, Table::Merge(_)) { Order::SuspendFirst } else { Order::LoadFirst };
+        // What the guest wrote before is not flushed by it any more once it flushes the overlay.
+        let below = match table {
+            Table::Overlay(Layer::Remote) => Some(self.disk().await?.path),
+            Table::Overlay(Layer::Local) => Some(Zfs::device(&self.local)),
+            Table::Linear(_) | Table::Merge(_) => None,
+        };
+        // Most of it now, while an error leaves everything as it was.
+        if let Some(path) = &below {
+            block::flush(path.clone(), FLUSH).await?;
+        }
         let swapped = self.host.dm.swap(&self.volume.label, size, &layer, order).await?;
         tracing::info!(device = self.volume.label, ?table, pause_us = swapped.paused.as_micros(), "the guest's device goes on");
-        // What the guest wrote before is not read from there alone any more: it must not be lost with the NAS's memory.
-        if table == Table::Overlay(Layer::Remote) {
-            block::flush(self.disk().await?.path, FLUSH).await?;
+        if let Some(path) = below {
+            block::flush(path, FLUSH).await?;
         }
         Ok(())
     }
