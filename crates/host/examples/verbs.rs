@@ -132,6 +132,7 @@ async fn target(words: &[&str]) -> Said {
             }
             Ok(())
         }
+        ["saved"] => show(&lio.saved_by_targetcli()?),
         ["lock-out", name] => show(&lio.lock_out(&trial(name).0).await?),
         ["withdraw", name] => {
             let (target, backstore) = trial(name);

@@ -25,6 +25,10 @@ pub const STDOUT_LIMIT: usize = 64 << 20;
 /// What is kept of the end of a program's standard error.
 pub const STDERR_LIMIT: usize = 16 << 10;
 
+/// What every program is started with. Messages are to be the same everywhere; and device-mapper's library is to make and remove
+/// nodes itself, at once: it would else wait for udev, 2 s for a device in the lab, and depend on its rules.
+const ENVIRONMENT: [(&str, &str); 2] = [("LC_ALL", "C"), ("DM_DISABLE_UDEV", "1")];
+
 /// What a program that ended well printed.
 #[derive(Debug, Clone)]
 pub struct Output {
@@ -162,7 +166,7 @@ async fn finish<A: AsRef<OsStr>>(
     let command = CommandLine::new(program, args);
     let mut child = Command::new(program)
         .args(args)
-        .env("LC_ALL", "C")
+        .envs(ENVIRONMENT)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())

@@ -91,6 +91,9 @@ pub struct KernelAssign {
     pub login: IscsiLogin,
     /// The NAS's last snapshot before authority passed: the node's local copy, brought to it, and the overlay are everything.
     pub base: Option<Snapshot>,
+    /// The local copy of an earlier mapping has nothing in common with the volume any more: it goes, and all is copied.
+    #[serde(default)]
+    pub fresh: bool,
 }
 
 /// What a report on the kernel plane says besides.

@@ -1,11 +1,15 @@
 //! When a write-back is due, and how old the NAS's copy is.
 
 use crate::{
+    Plane,
     attribute::{AttributeFrom, Effective, NextSync},
     messages::{NodePhase, Report},
     nas::{Authority, Mapping, VolumeRecord},
 };
 use jiff::{SignedDuration, Timestamp};
+
+/// ZFS counts what was written when it syncs, some seconds later.
+const COUNTED_LATE: SignedDuration = SignedDuration::from_secs(10);
 
 /// From when on the NAS's copy lacks writes: the newest snapshot's time, or the pivot's. `None` while the NAS has authority.
 ///
@@ -26,7 +30,11 @@ pub fn clean_at(v: &VolumeRecord, report: &Report) -> Option<Timestamp> {
     let local = m.authority == Authority::Node && report.pivoted && report.phase == NodePhase::Local;
     // What its bitmaps begin with may not be what the NAS has.
     let known = m.push.is_none() && !m.base_unsure;
-    report.asked.filter(|_| answers && local && known && report.dirty == Some(0))
+    let clean = report.asked.filter(|_| answers && local && known && report.dirty == Some(0))?;
+    match v.plane {
+        Plane::Qemu => Some(clean),
+        Plane::Kernel => clean.checked_sub(COUNTED_LATE).ok(),
+    }
 }
 
 /// The age of the newest snapshot on the NAS, in seconds: what a node's death would cost.

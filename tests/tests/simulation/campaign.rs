@@ -4,6 +4,7 @@ use super::{
     plan::{Mishap, Plan, Trouble},
     run::{Outcome, run},
     scenario::SCENARIOS,
+    site::KERNEL,
 };
 use img_storage_host::sim::{Effect, Fault};
 use std::{
@@ -40,7 +41,7 @@ fn number(name: &str, default: usize) -> usize {
     std::env::var(name).ok().and_then(|n| n.parse().ok()).unwrap_or(default)
 }
 
-fn faults(effect: &Effect) -> Vec<Fault> {
+fn faults(effect: &Effect, kernel: bool) -> Vec<Fault> {
     let mut faults = vec![
         Fault::ErrorBefore,
         Fault::ErrorAfter,
@@ -49,16 +50,19 @@ fn faults(effect: &Effect) -> Vec<Fault> {
         Fault::CrashBefore,
         Fault::CrashAfter,
         Fault::Blind(7),
-        Fault::KillNode,
+        if kernel { Fault::RebootNodes } else { Fault::KillNode },
         Fault::KillExport,
         Fault::FailJobs,
         Fault::Cut(4),
         Fault::Cut(70),
     ];
+    if kernel {
+        faults.push(Fault::RebootNases);
+    }
     for parts in 1..effect.parts {
         faults.extend([Fault::ErrorMid(parts), Fault::CrashMid(parts)]);
     }
-    if effect.step.contains("Incoming") || effect.step.contains("Push") {
+    if !kernel && (effect.step.contains("Incoming") || effect.step.contains("Push")) {
         faults.push(Fault::KillIncoming);
     }
     faults
@@ -67,9 +71,10 @@ fn faults(effect: &Effect) -> Vec<Fault> {
 /// Every run of a scenario with one thing going wrong, by the scenario's clean run.
 fn singles(clean: &Outcome) -> Vec<Plan> {
     let plan = |trouble| Plan { scenario: clean.plan.scenario.clone(), trouble, seed: clean.plan.seed };
+    let kernel = clean.plan.scenario.starts_with(KERNEL);
     let mut plans = Vec::new();
     for (number, effect) in clean.effects.iter().enumerate() {
-        plans.extend(faults(effect).into_iter().map(|fault| plan(Trouble::Effect(number, fault))));
+        plans.extend(faults(effect, kernel).into_iter().map(|fault| plan(Trouble::Effect(number, fault))));
     }
     for number in 0..clean.messages {
         for mishap in [Mishap::Double, Mishap::Lost, Mishap::Late(2500)] {

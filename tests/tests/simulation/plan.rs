@@ -94,6 +94,8 @@ fn fault_name(fault: Fault) -> String {
         Fault::KillExport => "kill-export".to_owned(),
         Fault::KillIncoming => "kill-incoming".to_owned(),
         Fault::FailJobs => "fail-jobs".to_owned(),
+        Fault::RebootNodes => "reboot-nodes".to_owned(),
+        Fault::RebootNases => "reboot-nases".to_owned(),
         Fault::Cut(seconds) => format!("cut-{seconds}"),
     }
 }
@@ -111,6 +113,8 @@ fn fault(name: &str) -> Option<Fault> {
         Fault::KillExport,
         Fault::KillIncoming,
         Fault::FailJobs,
+        Fault::RebootNodes,
+        Fault::RebootNases,
     ];
     plain
         .into_iter()

@@ -55,7 +55,14 @@ async fn play(plan: &Plan, dir: &Path) -> Outcome {
         let site = Arc::clone(&site);
         tokio::spawn(async move {
             while let Some(crash) = crashes.recv().await {
-                site.restart(&crash.0).await;
+                let site = Arc::clone(&site);
+                tokio::spawn(async move {
+                    if crash.machine {
+                        site.reboot(&crash.host).await;
+                    } else {
+                        site.restart(&crash.host).await;
+                    }
+                });
             }
         })
     };

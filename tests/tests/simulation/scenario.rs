@@ -25,6 +25,18 @@ pub const SCENARIOS: &[(&str, Play)] = &[
     ("pace", |a| Box::pin(pace(a))),
     ("import", |a| Box::pin(remote(a))),
     ("original", |a| Box::pin(original(a))),
+    ("k-remote", |a| Box::pin(remote(a))),
+    ("k-local", |a| Box::pin(local(a))),
+    ("k-back", |a| Box::pin(back(a))),
+    ("k-move", |a| Box::pin(move_on(a))),
+    ("k-restart", |a| Box::pin(restart(a))),
+    ("k-resize", |a| Box::pin(resize(a))),
+    ("k-turn", |a| Box::pin(turn(a))),
+    ("k-waver", |a| Box::pin(waver(a))),
+    ("k-force", |a| Box::pin(force(a))),
+    ("k-read", |a| Box::pin(read(a))),
+    ("k-pace", |a| Box::pin(pace(a))),
+    ("k-import", |a| Box::pin(remote(a))),
 ];
 
 /// Plays one.
@@ -33,7 +45,7 @@ pub const SCENARIOS: &[(&str, Play)] = &[
 /// What did not come about, or came about wrongly.
 pub async fn play(site: &Arc<Site>, name: &str, seed: u64) -> Result<(), String> {
     let (_, play) = SCENARIOS.iter().find(|(n, _)| *n == name).ok_or_else(|| format!("there is no scenario {name}"))?;
-    let mut act = Act::begin(site, name == "import", seed).await?;
+    let mut act = Act::begin(site, name.ends_with("import"), seed).await?;
     play(&mut act).await?;
     act.guest = None;
     if act.view().await.is_some_and(|v| v.node.is_some()) {

@@ -10,12 +10,12 @@ use img_storage_daemon::{
     store::{Commits, Journal, NasStore, NodeStore},
     tasks::Running,
 };
-use img_storage_host::sim::{Crash, Faults, SimNas, World};
+use img_storage_host::sim::{Crash, Faults, SimNas, SimNode, World};
 use img_storage_model::{
-    Fault, HostName, Interval, RequestId, VolumeId,
+    Fault, HostName, Interval, Plane, RequestId, VolumeId,
     api::{Answer, Request, VolumeView},
     attribute::Defaults,
-    messages::{Body, Envelope, Hello, Role},
+    messages::{Body, Envelope, Hello, KernelReport, Role},
 };
 use jiff::Timestamp;
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
@@ -33,6 +33,8 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
+/// Scenarios of the kernel plane begin with this.
+pub const KERNEL: &str = "k-";
 /// The longest a step may take before its daemon gives it up.
 const STEP_DEADLINE: Duration = Duration::from_secs(5);
 /// How long a killed daemon stays away.
@@ -113,7 +115,7 @@ fn tap(mail: Arc<Mail>, world: World) -> img_storage_daemon::bus::Tap {
         if !matches!(message.body, Body::Hello(_)) {
             let text = match &message.body {
                 Body::Assign(a) => format!(
-                    "assign e{} r{} want {:?} export {:?} granted {} push {:?} accepted {:?} release {} back {:?}",
+                    "assign e{} r{} want {:?} export {:?} granted {} push {:?} accepted {:?} release {} back {:?} base {:?}",
                     a.epoch,
                     a.revision,
                     a.want,
@@ -123,9 +125,10 @@ fn tap(mail: Arc<Mail>, world: World) -> img_storage_daemon::bus::Tap {
                     a.accepted.as_ref().map(short),
                     a.release,
                     a.back.as_ref().map(|b| b.granted),
+                    a.kernel.as_ref().and_then(|k| k.base).map(|b| short(&b.id)),
                 ),
                 Body::Report(r) => format!(
-                    "report e{} r{} {:?} pivoted {} detached {} attached {:?} pushed {:?} stuck {:?}",
+                    "report e{} r{} {:?} pivoted {} detached {} attached {:?} pushed {:?} dirty {:?} stuck {:?} {}",
                     r.epoch,
                     r.revision,
                     r.phase,
@@ -133,7 +136,9 @@ fn tap(mail: Arc<Mail>, world: World) -> img_storage_daemon::bus::Tap {
                     r.detached,
                     r.attached,
                     r.pushed.as_ref().map(|p| short(&p.push)),
-                    r.stuck
+                    r.dirty,
+                    r.stuck,
+                    r.kernel.as_ref().map_or_else(String::new, in_short),
                 ),
                 body => {
                     let mut text = format!("{body:?}");
@@ -149,6 +154,11 @@ fn tap(mail: Arc<Mail>, world: World) -> img_storage_daemon::bus::Tap {
     })
 }
 
+fn in_short(k: &KernelReport) -> String {
+    let points: Vec<String> = k.snapshots.iter().map(|s| short(&s.id)).collect();
+    format!("receives {} {points:?} resume {:?} overlaid {}", k.receives, k.resume, k.overlaid)
+}
+
 fn short(id: &img_storage_model::SnapshotId) -> String {
     id.0.simple().to_string()[24..].to_owned()
 }
@@ -162,7 +172,11 @@ impl Site {
         let world = World::new();
         let nas = host("nas");
         let pool = img_storage_model::PoolName::new("tank")?;
-        let sim_nas = world.add_nas(&nas, &[pool]);
+        let kernel = plan.scenario.starts_with(KERNEL);
+        let sim_nas = world.add_nas(&nas, if kernel { &[] } else { std::slice::from_ref(&pool) });
+        if kernel {
+            world.add_zfs_pool(&nas, &pool);
+        }
         let nodes = vec![host("node-a"), host("node-b")];
         for node in &nodes {
             world.add_node(node);
@@ -231,8 +245,8 @@ impl Site {
         } else {
             let config = node::Config {
                 cluster: Cluster::of([host("front")], [self.nas.clone()]),
-                planes: vec![img_storage_model::Plane::Qemu],
-                initiator: None,
+                planes: vec![Plane::Qemu, Plane::Kernel],
+                initiator: Some(SimNode::initiator(name)),
                 address: None,
                 step_deadline: STEP_DEADLINE,
             };

@@ -1,6 +1,6 @@
 //! Two programs with a pipe between them, and us in it: bytes are counted, nothing is kept.
 
-use super::{CommandLine, ExecError, Group, each_piece, keep_tail};
+use super::{CommandLine, ENVIRONMENT, ExecError, Group, each_piece, keep_tail};
 use std::{
     ffi::{OsStr, OsString},
     io,
@@ -99,7 +99,7 @@ impl Running {
     fn start(program: &Program, receives: bool) -> Result<Self, ExecError> {
         let (stdin, stdout) = if receives { (Stdio::piped(), Stdio::null()) } else { (Stdio::null(), Stdio::piped()) };
         let mut command = Command::new(&program.path);
-        command.args(&program.args).env("LC_ALL", "C").process_group(0).kill_on_drop(true);
+        command.args(&program.args).envs(ENVIRONMENT).process_group(0).kill_on_drop(true);
         let spawned = command.stdin(stdin).stdout(stdout).stderr(Stdio::piped()).spawn();
         let mut child = spawned.map_err(|source| ExecError::Start { program: program.path.clone(), source })?;
         let group = Group::of(&child);

@@ -191,7 +191,7 @@ impl Dm {
 
     /// Makes a device of `size` bytes, if it is not there yet; its node is there when this returns.
     ///
-    /// udev is told to leave it alone: what a guest has on its disk (partitions, LVM, a RAID) is nothing for this host.
+    /// The program makes the node itself, see [`exec`]: udev's links come later, if at all.
     ///
     /// # Errors
     /// When it cannot be made, or is there and is another one or lies over something else.
@@ -199,8 +199,15 @@ impl Dm {
         if !uuid.starts_with(&self.prefix) {
             return Err(HostError(format!("{uuid:?} cannot be the UUID of {name}: it does not begin with {:?}", self.prefix)));
         }
+        if !name.starts_with(|c: char| c.is_ascii_alphanumeric())
+            || !name.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c))
+        {
+            return Err(HostError(format!(
+                "{name:?} cannot be the name of a device: it is made of letters, digits, '.', '_' and '-'"
+            )));
+        }
         let table = layer.table(sectors(name, size)?);
-        let args = ["create", name, "--uuid", uuid, "--noudevrules", "--noudevsync", "--table", &table];
+        let args = ["create", name, "--uuid", uuid, "--table", &table];
         let done = match self.find(name).await? {
             Some(state) if state.uuid == uuid && !state.live => self.complete(name, &table).await,
             Some(_) => Ok(()),
@@ -229,7 +236,7 @@ impl Dm {
     /// A device that was made by a daemon that died before it got its table.
     async fn complete(&self, name: &str, table: &str) -> Result<(), HostError> {
         self.run(&["load", name, "--table", table], CHANGE).await?;
-        self.run(&["resume", "--noudevrules", "--noudevsync", name], CHANGE).await.map(drop)
+        self.run(&["resume", name], CHANGE).await.map(drop)
     }
 
     /// Holds everything on the device; what is under way is waited for. Nothing happens when it is suspended.
@@ -256,7 +263,7 @@ impl Dm {
     /// # Errors
     /// When it does not go on.
     pub async fn resume(&self, name: &str) -> Result<(), HostError> {
-        let done = self.run(&["resume", "--noudevrules", "--noudevsync", name], CHANGE).await;
+        let done = self.run(&["resume", name], CHANGE).await;
         self.expect(name, done, |state| !state.suspended && !state.pending).await
     }
 
@@ -274,21 +281,34 @@ impl Dm {
     /// # Errors
     /// When it is still there; who holds it is told by [`super::block::holders`].
     pub async fn remove(&self, name: &str) -> Result<(), HostError> {
-        let Some(state) = self.find(name).await? else { return Ok(()) };
+        let Some(state) = self.find(name).await? else { return self.sweep(name).await };
         if state.suspended {
             // What waits on it would wait for ever.
             self.resume(name).await?;
         }
         // It is busy for a moment after it was written; the program tries for five seconds.
-        let done = self.run(&["remove", "--retry", "--noudevrules", "--noudevsync", name], CHANGE).await;
+        let done = self.run(&["remove", "--retry", name], CHANGE).await;
         match self.find(name).await? {
-            None => Ok(()),
+            None => self.sweep(name).await,
             Some(left) => {
                 let holders = super::block::holders(left.number).await.unwrap_or_default();
                 let held: Vec<String> = holders.iter().map(ToString::to_string).collect();
                 let why = done.err().map_or_else(|| "it is still there".to_owned(), |error| error.to_string());
                 Err(HostError(format!("the device {name} cannot be removed: {why}; held by: {}", list(&held))))
             }
+        }
+    }
+
+    /// Takes away the node of a device that is gone, as a removal by somebody's hand leaves it: its number may soon be another's.
+    async fn sweep(&self, name: &str) -> Result<(), HostError> {
+        let path = Self::path(name);
+        if path.symlink_metadata().is_err() {
+            return Ok(());
+        }
+        self.run(&["mknodes", name], CHANGE).await?;
+        match path.symlink_metadata() {
+            Ok(_) => Err(HostError(format!("{} is left although there is no such device; remove it by hand", path.display()))),
+            Err(_) => Ok(()),
         }
     }
 

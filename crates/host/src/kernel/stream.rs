@@ -201,10 +201,17 @@ impl Streams {
 
     async fn ask(&self, peer: &Peer, command: Command) -> Result<String, HostError> {
         let Program { path, args } = self.remote(peer, &command);
-        let output = exec::run(path, &args, ASK).await.map_err(|error| {
-            let next = "can it be reached, and does its img-storage user accept this NAS's key?";
-            fault(format_args!("{} did not answer", peer.host), error, next)
-        })?;
+        let what = || format!("cannot ask {} to `{command}`", peer.host);
+        let (status, output) = exec::run_to_status(path, &args, ASK).await.map_err(|error| fault(what(), error, ""))?;
+        if !status.success() {
+            // ssh has one status for its own failures; any other is what the node's program ended with.
+            let next = if status.code() == Some(255) {
+                "can it be reached, and does its img-storage user take this NAS's key?"
+            } else {
+                ""
+            };
+            return Err(fault(what(), output.stderr.trim(), next));
+        }
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 

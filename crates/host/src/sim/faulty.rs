@@ -49,6 +49,10 @@ pub enum Fault {
     KillIncoming,
     /// Before it, the volume's jobs that are not over fail.
     FailJobs,
+    /// The nodes lose their power after it.
+    RebootNodes,
+    /// The NASes lose their power after it.
+    RebootNases,
     /// The nodes are cut off the data network after it, for so many seconds.
     Cut(u32),
 }
@@ -66,9 +70,14 @@ pub struct Effect {
     pub parts: u32,
 }
 
-/// The daemon of this host is to be killed now.
+/// The daemon of a host is to be killed now.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Crash(pub HostName);
+pub struct Crash {
+    /// Which.
+    pub host: HostName,
+    /// Its machine loses its power.
+    pub machine: bool,
+}
 
 /// The plan of faults of a run, and the record of its verbs. Shared by all hosts.
 #[derive(Clone)]
@@ -145,7 +154,7 @@ impl Faults {
 
     async fn crash<T>(&self, host: &HostName) -> T {
         self.0.world.note(format!("CRASH of the daemon on {host}"));
-        let _ = self.0.crash.send(Crash(host.clone()));
+        let _ = self.0.crash.send(Crash { host: host.clone(), machine: false });
         pending().await
     }
 
@@ -196,6 +205,12 @@ impl Faults {
             Some(Fault::KillNode) => {
                 for node in world.nodes() {
                     world.kill_node_daemon(&node, volume);
+                }
+            }
+            Some(Fault::RebootNodes | Fault::RebootNases) => {
+                let hosts = if fault == Some(Fault::RebootNodes) { world.nodes() } else { world.nases() };
+                for host in hosts {
+                    let _ = self.0.crash.send(Crash { host, machine: true });
                 }
             }
             Some(Fault::KillExport) => world.kill_export(volume),
@@ -257,7 +272,13 @@ impl NodeHost for FaultyNode {
     }
 }
 
-/// A NAS that may fail.
+impl Drop for FaultyNas {
+    fn drop(&mut self) {
+        self.faults.0.world.end_streams(&self.name);
+    }
+}
+
+/// A NAS that may fail. Its streams end with it, as those of a daemon that is killed.
 pub struct FaultyNas {
     inner: Box<dyn NasHost>,
     faults: Faults,

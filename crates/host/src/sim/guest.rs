@@ -21,7 +21,8 @@ pub enum GuestError {
     Io,
 }
 
-enum Try<T> {
+/// A request that is done, or waits.
+pub(super) enum Try<T> {
     Done(T),
     /// Waits; `true` when a pivot holds it.
     Held(bool),
@@ -31,6 +32,10 @@ impl World {
     /// Connects the guest to its device; nothing when there is none. Gives the device's incarnation.
     pub fn guest_connect(&self, node: &HostName, volume: VolumeId) -> Option<u64> {
         self.with(|s| {
+            if let Some(device) = s.kernel.device_mut(node, volume) {
+                device.guest = true;
+                return Some(device.process);
+            }
             let qsd = s.node(node, volume).qsd.as_mut()?;
             *qsd.guest.as_mut()? = true;
             Some(qsd.process)
@@ -40,6 +45,9 @@ impl World {
     /// Disconnects the guest.
     pub fn guest_disconnect(&self, node: &HostName, volume: VolumeId) {
         self.with(|s| {
+            if let Some(device) = s.kernel.device_mut(node, volume) {
+                device.guest = false;
+            }
             if let Some(guest) = s.node(node, volume).qsd.as_mut().and_then(|q| q.guest.as_mut()) {
                 *guest = false;
             }
@@ -102,6 +110,12 @@ impl World {
     /// Where the endpoint leads to nothing.
     pub fn fill(&self, from: &HostName, endpoint: &Endpoint, volume: VolumeId, block: usize) -> Result<(), String> {
         self.with(|s| {
+            if s.kernel.has(volume) {
+                s.kernel.lets_fill(from, endpoint, volume)?;
+                let version = s.history(volume).issue(block);
+                s.kernel.zvol_of_mut(volume).map(|(_, zvol)| zvol.write(block, version));
+                return Ok(());
+            }
             let target = s.nases.target(from, false, &Conn::to(endpoint))?;
             let version = s.history(volume).issue(block);
             s.nases.write(&target, block, version);
@@ -120,6 +134,9 @@ impl World {
     /// Where the endpoint leads to nothing.
     pub fn read(&self, from: &HostName, endpoint: &Endpoint, block: usize) -> Result<u64, String> {
         self.with(|s| {
+            if let Some(copy) = s.kernel.read_by(from, endpoint) {
+                return copy.get(block).copied().ok_or_else(|| "there is no such block".to_owned());
+            }
             let target = s.nases.target(from, false, &Conn::to(endpoint))?;
             s.nases.contents(&target).get(block).copied().ok_or_else(|| "there is no such block".to_owned())
         })
@@ -150,7 +167,10 @@ impl World {
 
 impl State {
     /// The process whose device the guest is connected to.
-    fn connected(&mut self, node: &HostName, volume: VolumeId) -> Result<u64, GuestError> {
+    pub(super) fn connected(&mut self, node: &HostName, volume: VolumeId) -> Result<u64, GuestError> {
+        if let Some(device) = self.kernel.device(node, volume) {
+            return if device.guest { Ok(device.process) } else { Err(GuestError::Gone) };
+        }
         let qsd = self.node(node, volume).qsd.as_ref().ok_or(GuestError::Gone)?;
         if qsd.guest == Some(true) { Ok(qsd.process) } else { Err(GuestError::Gone) }
     }
@@ -168,6 +188,9 @@ impl State {
         version: u64,
     ) -> Result<Try<()>, GuestError> {
         self.still(node, volume, process)?;
+        if self.kernel.device(node, volume).is_some() {
+            return self.kernel_write(node, volume, block, version);
+        }
         let now = self.log.now;
         let Some(machine) = self.nodes.get_mut(node) else {
             return Err(GuestError::Gone);
@@ -249,6 +272,9 @@ impl State {
         version: u64,
     ) -> Result<Try<()>, GuestError> {
         self.still(node, volume, process)?;
+        if self.kernel.device(node, volume).is_some() {
+            return self.kernel_acknowledge(node, volume, version);
+        }
         let Some(qsd) = self.nodes.get(node).and_then(|n| n.volumes.get(&volume)?.qsd.as_ref()) else {
             return Err(GuestError::Gone);
         };
@@ -267,6 +293,9 @@ impl State {
 
     fn fetch(&mut self, node: &HostName, volume: VolumeId, process: u64, block: usize) -> Result<Try<u64>, GuestError> {
         self.still(node, volume, process)?;
+        if self.kernel.device(node, volume).is_some() {
+            return self.kernel_read(node, volume, block);
+        }
         let now = self.log.now;
         let machine = self.nodes.get(node).ok_or(GuestError::Gone)?;
         let v = machine.volumes.get(&volume).ok_or(GuestError::Gone)?;

@@ -42,6 +42,9 @@ impl State {
                 commit.next += commit.pace();
             }
         }
+        self.sync_zvols();
+        self.advance_streams();
+        self.advance_merges();
         moved.dedup();
         for volume in moved {
             self.check_readable(volume, "the live commit went on");
@@ -51,6 +54,7 @@ impl State {
     /// Lets every connection notice whether it leads somewhere.
     pub fn settle(&mut self) {
         let now = self.log.now;
+        self.settle_sessions();
         for (name, node) in &mut self.nodes {
             for qsd in node.volumes.values_mut().filter_map(|v| v.qsd.as_mut()) {
                 for conn in [&mut qsd.remote, &mut qsd.back].into_iter().flatten() {

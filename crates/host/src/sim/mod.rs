@@ -1,6 +1,8 @@
 //! A host in memory: the verbs of [`NasHost`](crate::NasHost) and [`NodeHost`](crate::NodeHost) on a [`World`] of blocks that
 //! hold version numbers, so that the real daemons can be run through every failure in virtual time.
 //!
+//! Two planes side by side: what follows is the qemu plane's, `kernel` has the other's.
+//!
 //! Who owns what: `state` the NASes' files and processes, `graph` a node's block graph, `history` what guests wrote and were told,
 //! `jobs` what moves by itself as time passes, `nas` and `node` the verbs, `guest` the guests' reads and writes, `trouble`
 //! processes that die and networks that are cut, `faulty` the layer that makes verbs fail, hang and crash their daemon.
@@ -17,6 +19,7 @@ mod graph;
 mod guest;
 mod history;
 mod jobs;
+mod kernel;
 mod nas;
 mod nas_export;
 mod nas_state;
@@ -84,6 +87,11 @@ impl World {
             s.nodes.entry(name.clone()).or_default();
         });
         SimNode { world: self.clone(), name: name.clone() }
+    }
+
+    /// Gives a NAS a pool of the kernel plane.
+    pub fn add_zfs_pool(&self, nas: &HostName, pool: &PoolName) {
+        self.with(|s| s.kernel_nas(nas).pools.push(pool.clone()));
     }
 
     /// What has been found wrong so far.

@@ -7,7 +7,7 @@ use super::{
     refuse,
     state::{State, blocks, digest, pool_report},
 };
-use crate::{HostError, NasHost, VolumeRef, Work, other_plane};
+use crate::{HostError, NasHost, VolumeRef, Work};
 use img_storage_model::{
     Extents, Fact, HostName, Plane,
     messages::PoolReport,
@@ -34,22 +34,31 @@ impl SimNas {
 
 impl NasHost for SimNas {
     fn observe(&self, volume: VolumeRef) -> Work<'_, nas::Facts> {
-        Box::pin(async move { nas::Facts::Qemu(self.look(&volume)) })
+        Box::pin(async move {
+            match volume.plane {
+                Plane::Qemu => nas::Facts::Qemu(self.look(&volume)),
+                Plane::Kernel => nas::Facts::Kernel(self.look_kernel(&volume)),
+            }
+        })
     }
 
     fn run(&self, volume: VolumeRef, step: nas::Step) -> Work<'_, Result<StepResult, HostError>> {
         Box::pin(async move {
             match step {
                 nas::Step::Qemu(step) => self.step(&volume, step).await,
-                nas::Step::Kernel(_) => Err(other_plane(Plane::Kernel)),
+                nas::Step::Kernel(step) => self.kernel_step(&volume, step).await,
             }
         })
     }
 
     fn pools(&self) -> Work<'_, Vec<PoolReport>> {
-        Box::pin(
-            async move { self.world.with(|s| s.machine(&self.name).pools.iter().map(|p| pool_report(p.as_str())).collect()) },
-        )
+        Box::pin(async move {
+            self.world.with(|s| {
+                let zfs: Vec<_> = s.kernel_nas(&self.name).pools.iter().map(|p| pool_report(p.as_str(), Plane::Kernel)).collect();
+                let files = s.machine(&self.name).pools.iter().map(|p| pool_report(p.as_str(), Plane::Qemu));
+                files.chain(zfs).collect()
+            })
+        })
     }
 
     fn free_port(&self) -> Result<u16, HostError> {

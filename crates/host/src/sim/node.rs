@@ -7,7 +7,7 @@ use super::{
     refuse,
     state::{State, blocks, pool_report},
 };
-use crate::{HostError, NodeHost, Work, other_plane};
+use crate::{HostError, NodeHost, Work};
 use img_storage_model::{
     Epoch, HostName, Plane, VolumeId,
     messages::{DeviceKind, Endpoint, Holder, PoolReport},
@@ -28,6 +28,12 @@ pub struct SimNode {
 }
 
 impl SimNode {
+    /// Its iSCSI name.
+    #[must_use]
+    pub fn initiator(name: &HostName) -> String {
+        super::kernel::initiator(name)
+    }
+
     pub(super) fn look(&self, volume: VolumeId) -> NodeFacts {
         self.world.with(|s| s.node(&self.name, volume).facts())
     }
@@ -35,14 +41,19 @@ impl SimNode {
 
 impl NodeHost for SimNode {
     fn observe(&self, volume: node::NodeVolume) -> Work<'_, node::Facts> {
-        Box::pin(async move { node::Facts::Qemu(self.look(volume.id)) })
+        Box::pin(async move {
+            match volume.plane {
+                Plane::Qemu => node::Facts::Qemu(self.look(volume.id)),
+                Plane::Kernel => node::Facts::Kernel(self.look_kernel(volume.id, &volume.label)),
+            }
+        })
     }
 
     fn run(&self, volume: node::NodeVolume, step: node::Step) -> Work<'_, Result<StepResult, HostError>> {
         Box::pin(async move {
             match step {
                 node::Step::Qemu(step) => self.step(volume.id, step).await,
-                node::Step::Kernel(_) => Err(other_plane(Plane::Kernel)),
+                node::Step::Kernel(step) => self.kernel_step(volume.id, step).await,
             }
         })
     }
@@ -58,15 +69,14 @@ impl NodeHost for SimNode {
 
     fn users(&self, volume: node::NodeVolume) -> Work<'_, Result<Vec<Holder>, HostError>> {
         Box::pin(async move {
-            let connected =
-                self.world.with(|s| s.node(&self.name, volume.id).qsd.as_ref().is_some_and(|q| q.guest == Some(true)));
+            let connected = self.world.with(|s| s.connected(&self.name, volume.id).is_ok());
             let guest = Holder { pid: Some(4242), command: Some("guest".to_owned()) };
             Ok(if connected { vec![guest] } else { Vec::new() })
         })
     }
 
     fn pools(&self) -> Work<'_, Vec<PoolReport>> {
-        Box::pin(async { vec![pool_report("local")] })
+        Box::pin(async { vec![pool_report("local", Plane::Qemu)] })
     }
 }
 

@@ -1,8 +1,8 @@
 //! Everything there is in the world, and the checks of the guarantees.
 
-use super::{graph::NodeVolume, history::History, nas_state::Nases};
+use super::{graph::NodeVolume, history::History, kernel::Kernel, nas_state::Nases};
 use img_storage_model::{
-    Extents, HostName, Size, VolumeId,
+    Extents, HostName, Plane, Size, VolumeId,
     messages::{ContentDigest, PoolReport},
 };
 use std::{
@@ -25,6 +25,7 @@ pub(super) fn blocks(bytes: u64) -> usize {
 pub(super) struct State {
     pub nases: Nases,
     pub nodes: BTreeMap<HostName, Node>,
+    pub kernel: Kernel,
     pub histories: BTreeMap<VolumeId, History>,
     pub log: Log,
 }
@@ -77,6 +78,7 @@ impl State {
         State {
             nases: Nases::default(),
             nodes: BTreeMap::new(),
+            kernel: Kernel::default(),
             histories: BTreeMap::new(),
             log: Log {
                 start: now,
@@ -99,9 +101,21 @@ impl State {
         self.histories.entry(volume).or_default()
     }
 
+    /// What a reader of the NAS's copy gets.
+    pub fn readable(&self, volume: VolumeId) -> Option<Vec<u64>> {
+        self.nases.readable(volume).or_else(|| self.kernel.readable(volume))
+    }
+
+    /// Every copy on a volume's NAS.
+    fn home_copies(&self, volume: VolumeId) -> Vec<Vec<u64>> {
+        let mut copies = self.nases.copies(volume);
+        copies.extend(self.kernel.copies(volume));
+        copies
+    }
+
     /// After contents on a NAS have changed: what a reader would get must be a point in time.
     pub fn check_readable(&mut self, volume: VolumeId, doing: &str) {
-        if let Some(copy) = self.nases.readable(volume) {
+        if let Some(copy) = self.readable(volume) {
             let history = self.histories.entry(volume).or_default();
             if let Err(why) = history.point_in_time(&copy) {
                 self.log.violation(format!("{doing}: the NAS's copy is no point in time: {why}"));
@@ -114,7 +128,8 @@ impl State {
         if self.log.may_go.contains(&volume) {
             return;
         }
-        let mut copies: Vec<Vec<u64>> = self.nases.copies(volume);
+        let mut copies = self.home_copies(volume);
+        copies.extend(self.kernel.node_copies(volume));
         copies.extend(self.nodes.values().filter_map(|n| n.volumes.get(&volume)?.local.as_ref().map(|l| l.data.clone())));
         let history = self.histories.entry(volume).or_default();
         let length = copies.iter().map(Vec::len).max().unwrap_or(0);
@@ -127,7 +142,7 @@ impl State {
     /// A local copy was released: the NAS has every answered write it had.
     pub fn check_released(&mut self, node: &HostName, volume: VolumeId, local: &[u64]) {
         // An overlay with everything in it is as good, once the node has written the pivot back down.
-        let copies = self.nases.copies(volume);
+        let copies = self.home_copies(volume);
         let history = self.histories.entry(volume).or_default();
         for (block, version) in local.iter().copied().enumerate() {
             let have = copies.iter().filter_map(|c| c.get(block).copied()).max().unwrap_or(0);
@@ -163,6 +178,6 @@ pub(super) fn digest(extents: &Extents, content: impl Fn(usize) -> u64) -> Conte
 }
 
 /// A pool with more room than anybody needs.
-pub(super) fn pool_report(name: &str) -> PoolReport {
-    PoolReport { name: name.to_owned(), size: 1 << 50, free: 1 << 49, plane: Default::default() }
+pub(super) fn pool_report(name: &str, plane: Plane) -> PoolReport {
+    PoolReport { name: name.to_owned(), size: 1 << 50, free: 1 << 49, plane }
 }

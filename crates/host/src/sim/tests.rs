@@ -252,7 +252,7 @@ async fn a_fault_happens_where_it_was_planned() {
     assert!(exported(&nas, &site).await == Some(true), "it was done all the same");
     let crashed = tokio::time::timeout(Duration::from_secs(1), step(NasStep::CreateIncoming { push: PUSH })).await;
     assert!(crashed.is_err(), "it never returns");
-    assert_eq!(crashes.recv().await.map(|c| c.0), Some(host("nas")));
+    assert_eq!(crashes.recv().await.map(|c| c.host), Some(host("nas")));
     step(NasStep::SyncDisk).await.unwrap();
     assert!(exported(&nas, &site).await.is_none());
     sleep(Duration::from_secs(6)).await;

@@ -37,6 +37,7 @@ impl World {
 
     /// Kills the daemon that exports a volume, on whatever NAS it is.
     pub fn kill_export(&self, volume: VolumeId) {
+        self.remove_targets(volume);
         self.with(|s| {
             for (name, dir) in s.nases.dirs_mut().filter(|(_, d)| d.mark == Some(volume)) {
                 if dir.export.take().is_some() {
@@ -62,6 +63,7 @@ impl World {
     pub fn fail_jobs(&self, volume: VolumeId) {
         self.with(|s| {
             s.log.say("TROUBLE the jobs fail".to_owned());
+            s.kernel.fail_streams(volume);
             let qsds = s.nodes.values_mut().filter_map(|n| n.volumes.get_mut(&volume)?.qsd.as_mut());
             let jobs = qsds.flat_map(|q| {
                 let push = q.push.as_mut().map(|(_, job)| job);
@@ -88,6 +90,11 @@ impl World {
         self.with(|s| s.nodes.keys().cloned().collect())
     }
 
+    /// The names of all NASes.
+    pub fn nases(&self) -> Vec<HostName> {
+        self.with(|s| s.nases.0.keys().cloned().collect())
+    }
+
     /// Cuts all nodes off, or connects them again.
     pub fn cut_all(&self, cut: bool) {
         for node in self.nodes() {
@@ -104,6 +111,7 @@ impl World {
     pub fn restart_node(&self, node: &HostName) {
         self.with(|s| {
             s.log.say(format!("TROUBLE {node} restarts"));
+            s.reboot_kernel_node(node);
             for volume in s.nodes.entry(node.clone()).or_default().volumes.values_mut() {
                 volume.qsd = None;
             }
@@ -114,6 +122,7 @@ impl World {
     pub fn restart_nas(&self, nas: &HostName) {
         self.with(|s| {
             s.log.say(format!("TROUBLE {nas} restarts"));
+            s.reboot_kernel_nas(nas);
             for dir in s.machine(nas).dirs.values_mut() {
                 damage(dir);
                 dir.export = None;
@@ -135,7 +144,7 @@ impl World {
         self.with(|s| {
             let copy = match local_on {
                 Some(node) => s.node(node, volume).local.as_ref().map(|l| l.data.clone()),
-                None => s.nases.readable(volume),
+                None => s.readable(volume),
             };
             let copy = copy.ok_or("the copy is not there")?;
             s.history(volume).complete(&copy)
@@ -152,7 +161,7 @@ impl World {
     /// # Errors
     /// What it lacks.
     pub fn check_holds(&self, volume: VolumeId, newest: &[u64]) -> Result<(), String> {
-        let copy = self.with(|s| s.nases.readable(volume)).ok_or("the NAS has no copy")?;
+        let copy = self.with(|s| s.readable(volume)).ok_or("the NAS has no copy")?;
         match newest.iter().zip(&copy).position(|(wanted, have)| have < wanted) {
             Some(block) => Err(format!("the NAS has {} in block {block} and lacks {}", copy[block], newest[block])),
             None => Ok(()),
@@ -162,7 +171,7 @@ impl World {
     /// What is left of a volume that is not mapped, besides its file.
     pub fn leftovers(&self, volume: VolumeId) -> Vec<String> {
         self.with(|s| {
-            let mut left = Vec::new();
+            let mut left = s.kernel.leftovers(volume);
             for (name, node) in &s.nodes {
                 let Some(v) = node.volumes.get(&volume) else { continue };
                 left.extend(v.qsd.is_some().then(|| format!("a storage daemon on {name}")));
@@ -181,7 +190,7 @@ impl World {
 
     /// Whether the volume's file is there.
     pub fn has_file(&self, volume: VolumeId) -> bool {
-        self.with(|s| s.nases.readable(volume).is_some())
+        self.with(|s| s.readable(volume).is_some())
     }
 
     /// How many writes to the volume were answered.

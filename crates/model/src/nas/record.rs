@@ -193,6 +193,8 @@ pub enum NasChange {
     Round,
     /// It is there.
     RoundDone,
+    /// What the node kept of an earlier mapping is to go first, or is gone.
+    Fresh(bool),
     /// A stream is over and well.
     Streamed {
         /// Bytes over the network.
@@ -291,6 +293,7 @@ impl VolumeRecord {
                 (mapping.copying.back_push, mapping.copying.back_rounds) = (None, 0);
             }
             NasChange::Round => mapping.copying.round = Some(order().0),
+            NasChange::Fresh(fresh) => mapping.copying.fresh = *fresh,
             NasChange::RoundDone => {
                 mapping.copying.round = None;
                 mapping.copying.rounds += 1;

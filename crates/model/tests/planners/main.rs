@@ -2,6 +2,8 @@
 //!
 //! Whether what they decide leads anywhere is tested by the simulation; here each decision is looked at alone.
 
+mod kernel_nas;
+mod kernel_node;
 mod nas;
 mod node;
 mod things;

@@ -80,6 +80,8 @@ pub(crate) struct Actor {
     in_line: Option<String>,
     sent: Option<Instant>,
     heard: Option<Instant>,
+    /// The node was asked for its iSCSI name.
+    asked_name: Option<Instant>,
     failed: Option<Fault>,
     unread: Option<Fault>,
     at_rest: bool,
@@ -116,6 +118,7 @@ impl Actor {
             in_line: None,
             sent: None,
             heard: None,
+            asked_name: None,
             failed: None,
             unread: None,
             at_rest: false,
@@ -201,6 +204,7 @@ impl Actor {
         let due = self.due();
         let node = self.record.mapping.as_ref().map(|m| &m.node);
         let (initiator, peer_address) = node.map_or((None, None), |node| self.nas.peers.reached(node));
+        self.ask_name(initiator.is_none());
         let password = self.password();
         let context = Context {
             report: self.report.as_ref(),
@@ -214,6 +218,17 @@ impl Actor {
             speeds: self.nas.effective(&self.record.attributes).speeds,
         };
         nas::plan(&self.record, facts, &context)
+    }
+
+    /// A node whose iSCSI name is not known, as after a start of this daemon, is asked for it until it answers.
+    fn ask_name(&mut self, unknown: bool) {
+        let node = self.record.mapping.as_ref().filter(|_| unknown && self.record.plane == Plane::Kernel).map(|m| &m.node);
+        if let Some(node) = node
+            && self.asked_name.is_none_or(|at| at.elapsed() >= RESEND_EVERY)
+        {
+            self.nas.hello(node, true);
+            self.asked_name = Some(Instant::now());
+        }
     }
 
     /// The iSCSI secret of this mapping: nobody need remember it.
@@ -349,7 +364,10 @@ impl Actor {
         }
         if matches!(change, NasChange::Streamed { .. }) {
             self.setback.well();
-            // The node looks at what arrived, and tells.
+            // The node looks at what arrived, and tells; what it said of its snapshots before is old.
+            if let Some(report) = &mut self.report {
+                report.kernel = None;
+            }
             if let Some(assign) = self.record.assign.clone() {
                 self.send(assign);
             }
@@ -380,6 +398,9 @@ impl Actor {
                 self.streamed = Some(*moved);
                 format!("{} streamed in {took_ms} ms", img_storage_model::size::human_bytes(*moved))
             }
+            NasChange::Fresh(true) => {
+                format!("what {node} kept has no snapshot in common with the volume any more: it goes, and everything is copied")
+            }
             NasChange::Base => format!("last difference for {node}"),
             NasChange::Back(true) => format!("{node} may let its guest write to an overlay"),
             NasChange::Back(false) => "not brought back".to_owned(),
@@ -408,7 +429,7 @@ impl Actor {
             NasChange::Unmapped => format!("unmapped from {node}"),
             NasChange::GiveUp => "given up".to_owned(),
             NasChange::Layer(_) => "what came back is folded into the volume".to_owned(),
-            NasChange::Deleted | NasChange::NewPort | NasChange::Round | NasChange::RoundDone => return,
+            NasChange::Deleted | NasChange::NewPort | NasChange::Round | NasChange::RoundDone | NasChange::Fresh(false) => return,
         };
         tracing::info!(volume = %self.record.name, epoch = %self.record.epoch, "{what}");
         self.nas.journal.note(self.record.id, now, &what);
@@ -436,7 +457,8 @@ impl Actor {
             self.send(next);
             return Ok(());
         }
-        let answered = self.report.as_ref().is_some_and(|r| r.epoch == next.epoch && r.revision == next.revision);
+        let answers = |r: &Report| r.epoch == next.epoch && r.revision == next.revision;
+        let answered = self.report.as_ref().is_some_and(|r| answers(r) && (next.kernel.is_none() || r.kernel.is_some()));
         let silent = self.heard.is_none_or(|at| at.elapsed() >= SILENCE);
         if (!answered || silent) && self.sent.is_none_or(|at| at.elapsed() >= RESEND_EVERY) {
             self.send(next);

@@ -73,3 +73,59 @@ pub(super) fn overlay(text: &str) -> Result<Option<Overlay>, String> {
         _ => return Err(bad()),
     }))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As recorded from a device of ours: running with a table pending, suspended, and one of somebody else's without a UUID.
+    const LIST: &str = "253|0|0|Active|Both|Writeable|trial-vol|vol\n253|1|2|Suspended|Live|Writeable|trial-b|b\n\
+        253|12|0|Active|None|Read-only||x|y\n";
+
+    #[test]
+    fn devices() {
+        let found = states(LIST).unwrap();
+        assert_eq!((found[0].pending, found[0].live, found[0].suspended, found[0].open), (true, true, false, 0));
+        assert_eq!((found[1].pending, found[1].live, found[1].suspended, found[1].open), (false, true, true, 2));
+        assert_eq!((found[2].name.as_str(), found[2].uuid.as_str(), found[2].read_only, found[2].live), ("x|y", "", true, false));
+        assert_eq!(states("No devices found\n"), Ok(Vec::new()));
+        assert!(states("253|0|0|Active|Sideways|Writeable|u|n\n").is_err());
+    }
+
+    fn at(major: u32, minor: u32) -> Number {
+        Number { major, minor }
+    }
+
+    #[test]
+    fn tables_are_what_was_put_in() {
+        let layers = [
+            Layer::Linear { device: at(8, 0) },
+            Layer::Snapshot { origin: at(8, 0), overlay: at(230, 32), chunk: 16 },
+            Layer::SnapshotMerge { origin: at(230, 16), overlay: at(230, 32), chunk: 16 },
+        ];
+        for layer in layers {
+            assert_eq!(table(&format!("{}\n", layer.table(131_072))), Ok(Table::Layer { layer, size: 64 << 20 }));
+        }
+        assert_eq!(table("\n"), Ok(Table::None));
+        for other in ["0 8 linear 8:0 2048", "0 8 error", "0 8 linear 8:0 0\n8 8 linear 8:16 0", "0 8 snapshot 8:0 8:16 N 16"] {
+            assert_eq!(table(other), Ok(Table::Other(other.to_owned())));
+        }
+    }
+
+    #[test]
+    fn overlays() {
+        let used = |text: &str| overlay(text).unwrap();
+        let full = Overlay::Used { allocated: 3872, total: 163_840, bookkeeping: 32 };
+        assert_eq!(used("0 131072 snapshot 3872/163840 32\n"), Some(full));
+        assert!(!full.is_merged());
+        assert!(used("0 131072 snapshot-merge 32/163840 32 \n").unwrap().is_merged());
+        assert_eq!(used("0 131072 snapshot Invalid"), Some(Overlay::Invalid));
+        assert_eq!(used("0 131072 snapshot Overflow"), Some(Overlay::Overflow));
+        assert_eq!(used("0 131072 snapshot-merge Merge failed"), Some(Overlay::MergeFailed));
+        assert_eq!(used("0 131072 linear \n"), None);
+        // What cannot be read is not taken for merged, nor for none.
+        for bad in ["0 131072 snapshot Unknown", "0 131072 snapshot 32 32", "0 131072 snapshot-merge x/9 x"] {
+            assert!(overlay(bad).is_err(), "{bad}");
+        }
+    }
+}

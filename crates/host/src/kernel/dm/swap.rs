@@ -57,7 +57,7 @@ impl Dm {
         }
         let table = layer.table(super::sectors(name, size)?);
         let (suspend, load) = (["suspend", name], ["load", name, "--table", &table]);
-        let resume = ["resume", "--noudevrules", "--noudevsync", name];
+        let resume = ["resume", name];
         // Nothing is looked at in between: the guest waits for each program that is started.
         let mut began = Instant::now();
         let (first, second): (&[&str], &[&str]) = match order {

@@ -54,9 +54,10 @@ pub(super) fn settings(wanted: &Wanted, deadline: Duration) -> Vec<(&'static str
         ("node.session.timeo.replacement_timeout", seconds(wanted.replacement_timeout)),
         ("node.conn[0].timeo.noop_out_interval", seconds(wanted.noop.0)),
         ("node.conn[0].timeo.noop_out_timeout", seconds(wanted.noop.1)),
-        // The defaults are 15 s, eight times: what is not there now the planner tries again itself.
+        // The default is to try for 8 times 15 s. With 0 a target that refuses us fails at once; it is tried again by who wants it. A
+        // session that was logged in once is tried for ever either way.
         ("node.conn[0].timeo.login_timeout", seconds((deadline / 3).clamp(Duration::from_secs(2), Duration::from_secs(15)))),
-        ("node.session.initial_login_retry_max", "1".to_owned()),
+        ("node.session.initial_login_retry_max", "0".to_owned()),
     ]
 }
 

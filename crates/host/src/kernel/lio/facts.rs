@@ -166,6 +166,42 @@ impl Lio {
     }
 }
 
+/// Where targetcli keeps what it restores at a boot.
+const SAVED: [&str; 2] = ["/etc/rtslib-fb-target/saveconfig.json", "/etc/target/saveconfig.json"];
+
+impl Lio {
+    /// The targets of ours that targetcli has saved, as it does with all when it is left. They would come back at the next boot by
+    /// themselves, as they were: with an initiator that may since have been locked out, before any daemon of ours can see to it.
+    ///
+    /// # Errors
+    /// When it cannot be told.
+    pub fn saved_by_targetcli(&self) -> Result<Vec<String>, HostError> {
+        let mut found = Vec::new();
+        for path in SAVED.map(Path::new) {
+            if let Some(text) = text(path)? {
+                found.extend(
+                    self.saved_in(&text).map_err(|why| HostError(format!("{} cannot be understood: {why}", path.display())))?,
+                );
+            }
+        }
+        Ok(found)
+    }
+
+    fn saved_in(&self, text: &str) -> serde_json::Result<Vec<String>> {
+        #[derive(serde::Deserialize)]
+        struct Saved {
+            #[serde(default)]
+            targets: Vec<Name>,
+        }
+        #[derive(serde::Deserialize)]
+        struct Name {
+            wwn: String,
+        }
+        let saved: Saved = serde_json::from_str(text)?;
+        Ok(saved.targets.into_iter().map(|target| target.wwn).filter(|name| name.starts_with(&self.targets)).collect())
+    }
+}
+
 /// The number of a `lun_N` directory.
 fn lun_number(name: &str) -> Option<u64> {
     name.strip_prefix("lun_")?.parse().ok()
@@ -230,4 +266,114 @@ pub fn backstores_on(root: &Path, device: Number) -> Result<Vec<String>, HostErr
         }
     }
     Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::{fs, os::unix::fs::symlink};
+
+    const TARGET: &str = "iqn.2024-01.test.trial:v1";
+
+    /// A configfs as it was recorded, in a directory.
+    fn recorded() -> (tempfile::TempDir, Lio) {
+        let dir = tempfile::tempdir().unwrap();
+        for line in include_str!("../../../tests/transcripts/lio-session.txt").lines() {
+            let (path, link, value) = match line.split_once('\t') {
+                Some((path, value)) => (path, false, value),
+                None => line.split_once(" -> ").map(|(path, to)| (path, true, to)).unwrap(),
+            };
+            let path = dir.path().join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            if link {
+                symlink(value, &path).unwrap();
+            } else {
+                let before = fs::read_to_string(&path).unwrap_or_default();
+                fs::write(&path, format!("{before}{value}\n")).unwrap();
+            }
+        }
+        let lio = Lio::new(dir.path(), "iqn.2024-01.test.trial:", "trial-");
+        (dir, lio)
+    }
+
+    #[tokio::test]
+    async fn an_export_in_use_is_seen_whole() {
+        let (dir, lio) = recorded();
+        let (targets, backstores) = lio.list().await.unwrap();
+        let number = Number { major: 230, minor: 0 };
+        let backstore = Backstore {
+            name: "trial-v1".into(),
+            device: Some("/dev/zvol/tank/v1".into()),
+            number: Some(number),
+            serial: Some("serial-v1".into()),
+            enabled: true,
+        };
+        assert_eq!(backstores, [backstore]);
+        let target = Target {
+            name: TARGET.into(),
+            group: true,
+            enabled: true,
+            authentication: true,
+            open_to_all: false,
+            portals: vec!["10.77.0.2:3260".parse().unwrap()],
+            luns: vec![Lun { number: 0, backstore: Some("trial-v1".into()) }],
+            acls: vec![Acl {
+                initiator: "iqn.1993-08.org.debian:01:node1".into(),
+                user: Some("user1".into()),
+                luns: vec![0],
+                session: Some(Login { state: "TARG_SESS_STATE_LOGGED_IN".into(), from: vec!["10.77.0.3".into()] }),
+            }],
+        };
+        assert_eq!(targets, [target]);
+        assert!(targets[0].acls[0].session.as_ref().unwrap().is_logged_in());
+        assert_eq!(backstores_on(dir.path(), number).unwrap(), ["iblock_7300/trial-v1"]);
+        assert_eq!(backstores_on(dir.path(), Number { major: 230, minor: 16 }).unwrap(), [""; 0]);
+    }
+
+    #[tokio::test]
+    async fn half_of_an_export_is_seen_as_such() {
+        let (dir, lio) = recorded();
+        let group = dir.path().join("iscsi").join(TARGET).join("tpgt_1");
+        fs::remove_dir_all(group.join("acls")).unwrap();
+        fs::remove_file(group.join("lun/lun_0/backstore")).unwrap();
+        fs::write(dir.path().join("core/iblock_7300/trial-v1/enable"), "0\n").unwrap();
+        let target = lio.target(TARGET).await.unwrap().unwrap();
+        assert_eq!((target.acls.len(), &target.luns[..]), (0, &[Lun { number: 0, backstore: None }][..]));
+        let backstore = lio.backstore("trial-v1").await.unwrap().unwrap();
+        assert_eq!((backstore.enabled, backstore.number), (false, None));
+        fs::remove_dir_all(&group).unwrap();
+        assert!(!lio.target(TARGET).await.unwrap().unwrap().group);
+        assert_eq!(lio.target("iqn.2024-01.test.trial:none").await, Ok(None));
+    }
+
+    #[tokio::test]
+    async fn what_is_not_ours_is_neither_listed_nor_touched() {
+        let (dir, _) = recorded();
+        let lio = Lio::new(dir.path(), "iqn.2024-01.test.other:", "other-");
+        assert_eq!(lio.list().await, Ok((Vec::new(), Vec::new())));
+        for (target, backstore) in
+            [(TARGET, "other-v1"), ("iqn.2024-01.test.other:v1", "trial-v1"), ("iqn.2024-01.test.other:/..", "other-x")]
+        {
+            let error = lio.withdraw(target, backstore).await.unwrap_err();
+            assert!(error.0.contains("is not ours"), "{error}");
+        }
+        assert!(Lio::new(dir.path(), "", "").withdraw(TARGET, "trial-v1").await.is_err(), "no prefix is no licence");
+        assert!(dir.path().join("core/iblock_7300/trial-v1/enable").exists());
+    }
+
+    #[test]
+    fn what_targetcli_saved_of_ours() {
+        let lio = Lio::new("/none", "iqn.2024-01.test.trial:", "trial-");
+        let text = r#"{"fabric_modules": [], "storage_objects": [{"name": "trial-v1", "plugin": "block"}],
+            "targets": [{"fabric": "iscsi", "tpgs": [], "wwn": "iqn.2024-01.test.trial:v1"}, {"wwn": "iqn.2003-01.org.other:x"}]}"#;
+        assert_eq!(lio.saved_in(text).unwrap(), ["iqn.2024-01.test.trial:v1"]);
+        assert_eq!(lio.saved_in("{}").unwrap(), [""; 0]);
+        assert!(lio.saved_in("").is_err());
+    }
+
+    #[test]
+    fn a_missing_session_is_none() {
+        let none = "No active iSCSI Session for Initiator Endpoint: iqn.1993-08.org.debian:01:node1\n";
+        assert_eq!(session_in(none), None);
+    }
 }

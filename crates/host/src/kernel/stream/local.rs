@@ -225,3 +225,49 @@ fn token_facts(text: &str) -> Option<TokenFacts> {
     };
     Some(TokenFacts { to_name: field("toname")?.to_owned(), to: number(field("toguid")?)?, from })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TOKEN: &str = include_str!("../../../tests/transcripts/token.txt");
+
+    #[test]
+    fn tokens_say_of_what_they_are() {
+        let whole = token_facts(TOKEN).unwrap();
+        assert_eq!(whole, TokenFacts { to_name: "tank/v1@s1".into(), to: 0x3c77_2322_d71b_289b, from: 0 });
+        let difference = token_facts(&format!("\tfromguid = 0x1f\n{TOKEN}")).unwrap();
+        assert_eq!(difference.from, 0x1f);
+        assert_eq!(token_facts("cannot resume send: 'tank/v1@s1' used in the initial send no longer exists"), None);
+        assert_eq!(size_in(TOKEN), Some(14_348_080));
+        assert_eq!(size_in("incremental\ts1\ttank/v1@s2\t624\nsize\t624\n"), Some(624));
+        assert_eq!(size_in("size\n"), None);
+    }
+
+    #[test]
+    fn a_stream_goes_on_only_towards_what_is_wanted_and_from_what_is_there() {
+        let of = Dataset::new("tank/v1").unwrap();
+        let has = |guids: &[u64]| Holdings {
+            there: true,
+            snapshots: guids.iter().map(|guid| Held { name: "s".into(), guid: Guid(*guid) }).collect(),
+            ..Holdings::default()
+        };
+        let facts = TokenFacts { to_name: "tank/v1@s2".into(), to: 2, from: 1 };
+        assert_eq!(facts.continues(&of, &has(&[1, 2]), Guid(2)), Continued::Yes);
+        for (have, wanted) in [(&[1, 2, 3][..], 3), (&[1], 2), (&[2], 2), (&[], 2)] {
+            assert!(matches!(facts.continues(&of, &has(have), Guid(wanted)), Continued::No(_)), "{have:?} {wanted}");
+        }
+        assert_eq!(TokenFacts { from: 0, ..facts }.continues(&of, &has(&[2]), Guid(2)), Continued::Yes);
+    }
+
+    #[test]
+    fn what_is_sent() {
+        let of = Dataset::new("tank/v1").unwrap();
+        let words = |source: &Source| send_args(source, &[]).join(" ");
+        let (a, b) = (of.at("a").unwrap(), of.at("b").unwrap());
+        assert_eq!(words(&Source::whole(b.clone())), "send -L -c -e tank/v1@b");
+        assert_eq!(words(&Source::difference(a, b).unwrap()), "send -L -c -e -i @a tank/v1@b");
+        let token = ResumeToken::new("1-a-b-c").unwrap();
+        assert_eq!(words(&Source::Rest { of, token }), "send -t 1-a-b-c");
+    }
+}

@@ -14,6 +14,9 @@ use std::time::Duration;
 /// How long udev may take to make the node of a zvol; on a loaded host it is behind by seconds.
 const NODE: Duration = Duration::from_secs(30);
 
+/// How long somebody may hold a device who only passes by.
+const PASSING: Duration = Duration::from_secs(3);
+
 /// What a zvol is to be.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NewVolume {
@@ -245,7 +248,9 @@ impl Zfs {
     pub(in crate::kernel) async fn refuse_in_use(&self, name: &Dataset, what: &str) -> Result<(), HostError> {
         let path = Self::device(name);
         let Some(number) = block::number(&path)? else { return Ok(()) };
-        let holders = block::holders(number).await?;
+        // udev has a look at a device now and then, and is soon done.
+        let free = until(PASSING, || async move { Ok(block::holders(number).await?.is_empty().then_some(())) }).await?;
+        let holders = if free.is_some() { Vec::new() } else { block::holders(number).await? };
         if holders.is_empty() {
             return Ok(());
         }

@@ -63,9 +63,11 @@ fn volume(name: Dataset, properties: &Properties) -> Result<Zvol, String> {
     let must = |property: &str| number(value(property).ok_or_else(|| format!("{name} has no {property}"))?);
     let may = |property: &str| value(property).map(number).transpose();
     let own = properties.iter().filter(|(key, (value, source))| key.starts_with(OURS) && *source == "local" && *value != "-");
+    // While a first stream is not complete the geometry is shown as 0 bytes, by default, in blocks that may not be those.
+    let size = may("volsize")?.filter(|size| *size > 0);
     Ok(Zvol {
-        size: may("volsize")?,
-        block_size: may("volblocksize")?,
+        block_size: may("volblocksize")?.filter(|_| size.is_some()),
+        size,
         used: must("used")?,
         referenced: must("referenced")?,
         written: may("written")?.unwrap_or_default(),
@@ -111,10 +113,80 @@ pub(super) fn allowed(text: &str) -> Vec<Allowed> {
         } else if let (Some(on), true) = (&on, line.starts_with('\t')) {
             let words: Vec<&str> = line.split_whitespace().collect();
             let Some((permissions, who)) = words.split_last() else { continue };
+            // Permission sets are listed as `@NAME what,…`, as if the set were somebody.
             let mut permissions: Vec<String> = permissions.split(',').map(str::to_owned).collect();
             permissions.sort_unstable();
             found.push(Allowed { who: who.join(" "), on: on.clone(), permissions });
         }
     }
     found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernel::zfs::VOLUME;
+
+    macro_rules! transcript {
+        ($name:literal) => {
+            include_str!(concat!("../../../tests/transcripts/", $name))
+        };
+    }
+
+    #[test]
+    fn a_whole_and_a_partly_received_zvol() {
+        let found = volumes(transcript!("zfs-get-volumes.tsv")).unwrap();
+        let [whole, partial] = &found[..] else { panic!("{found:?}") };
+        assert_eq!((whole.size, whole.block_size, whole.written), (Some(64 << 20), Some(16 << 10), 0));
+        assert_eq!((whole.guid, whole.created_txg, &whole.resume_token), (Guid(14_306_728_464_854_068_431), 136, &None));
+        assert_eq!(whole.volume(), Some("00000000-0000-0000-0000-000000000007"));
+        // ZFS shows defaults for what has not arrived, which are not what it will be.
+        assert_eq!((partial.size, partial.block_size), (None, None));
+        assert!(partial.resume_token.as_ref().is_some_and(|token| token.starts_with("1-10c3f95b31-")));
+        assert_eq!(partial.volume(), whole.volume(), "the mark is there before the data");
+    }
+
+    #[test]
+    fn an_inherited_mark_is_none() {
+        let text = transcript!("zfs-get-volumes.tsv").replace("000007\tlocal", "000007\tinherited from loc");
+        let found = volumes(&text).unwrap();
+        assert!(found.iter().all(|volume| volume.volume().is_none() && !volume.marks.contains_key(VOLUME)));
+    }
+
+    #[test]
+    fn snapshots_come_oldest_first() {
+        let text = transcript!("zfs-list-snapshots.tsv");
+        let reversed: String = text.lines().rev().map(|line| format!("{line}\n")).collect();
+        for text in [text, &reversed] {
+            let found = snapshots(text).unwrap();
+            let names: Vec<&str> = found.iter().map(|snapshot| snapshot.name.name()).collect();
+            assert_eq!((names, found[0].guid), (vec!["s1", "s4"], Guid(4_356_989_797_048_985_755)));
+        }
+    }
+
+    #[test]
+    fn pools_and_rights() {
+        let found = pools(transcript!("zpool-list.tsv")).unwrap();
+        assert_eq!((found[0].name.as_str(), found[0].size, found[0].health.as_str()), ("tank", 8_053_063_680, "ONLINE"));
+        assert_eq!(pools("-\t-\t-\tFAULTED\t-\tbroken\n").unwrap()[0].health, "FAULTED");
+        let rights = allowed(transcript!("zfs-allow.txt"));
+        let named: Vec<(&str, &str, usize)> =
+            rights.iter().map(|right| (right.who.as_str(), right.on.as_str(), right.permissions.len())).collect();
+        let expected = [
+            ("user img-storage", "loc/img", 10),
+            ("everyone", "loc/img", 1),
+            ("@streams", "loc", 2),
+            ("user img-storage", "loc", 2),
+        ];
+        assert_eq!(named, expected);
+    }
+
+    #[test]
+    fn what_is_no_answer_is_no_absence() {
+        for bad in ["tank/v1", "tank/v1\tvolsize\t1", "tank/v1\tguid\tx\t-\n"] {
+            assert!(volumes(bad).is_err(), "{bad:?}");
+        }
+        assert!(snapshots("1\t2\ttank/v1@s1").is_err() && room("1").is_err() && pools("x\ty").is_err());
+        assert_eq!(volumes(""), Ok(Vec::new()));
+    }
 }

@@ -33,7 +33,7 @@ pub(in crate::nas) fn extra(v: &VolumeRecord, m: &Mapping, facts: &NasFacts, pas
         let seen = zvol.and_then(|z| z.point(id)).map(|held| held.snapshot);
         seen.or(last.filter(|given| given.id == id))
     });
-    KernelAssign { login: login(v, m, password), base }
+    KernelAssign { login: login(v, m, password), base, fresh: m.copying.fresh }
 }
 
 /// Whether bring-back is ordered, and whether the node may pivot.

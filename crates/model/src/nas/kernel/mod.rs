@@ -26,6 +26,9 @@ pub struct Copying {
     pub rounds: u32,
     /// What the last of them took.
     pub last: Option<Round>,
+    /// What the node kept of an earlier mapping has nothing in common with the volume: it is to go before anything is sent.
+    #[serde(default)]
+    pub fresh: bool,
     /// The last snapshot before authority passed; taken when the guest writes to its overlay.
     pub base: Option<SnapshotId>,
     /// A bring-back was begun: the guest may write to an overlay over the local copy.

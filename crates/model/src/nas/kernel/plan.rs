@@ -202,6 +202,16 @@ fn plan_copy(m: &Mapping, f: &Seen<'_>, zvol: &Zvol, report: &Report, context: &
         return decision;
     }
     let common = newest_common(&zvol.points(), &kernel.snapshots);
+    // What the node kept of an earlier mapping cannot be built on: it goes, there, and everything is copied.
+    let useless = !kernel.snapshots.is_empty() && kernel.snapshots.last() != common.as_ref();
+    match (m.copying.fresh, useless) {
+        (false, true) => return Decision::Record(NasChange::Fresh(true)),
+        (true, _) if !kernel.snapshots.is_empty() => {
+            return Decision::Wait(format!("{} removes a local copy that nothing can be built on", m.node));
+        }
+        (true, _) => return Decision::Record(NasChange::Fresh(false)),
+        (false, false) => {}
+    }
     match m.copying.round {
         Some(round) => send(m, zvol, kernel, common, round, context).unwrap_or(Decision::Record(NasChange::RoundDone)),
         None => {
@@ -248,7 +258,7 @@ pub(super) fn send(
     // What the node has and the NAS has not cannot be built on, and is not thrown away by a stream.
     if common.is_none() && !kernel.snapshots.is_empty() {
         return Some(Decision::Stuck(format!(
-            "the local copy on {} has no snapshot in common with this volume; unmap the volume and remove the copy there",
+            "the local copy on {} has no snapshot in common with this volume; nothing is ended",
             m.node
         )));
     }

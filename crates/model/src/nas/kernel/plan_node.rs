@@ -23,10 +23,6 @@ pub(super) fn plan_node(
     let Some(r) = report else {
         return Decision::Wait(format!("waiting for {} to answer", m.node));
     };
-    // The pivot that was foreseen did not happen on the node: its guest still works here.
-    if !r.pivoted && matches!(r.phase, NodePhase::Remote | NodePhase::Copying) {
-        return Decision::Record(NasChange::Authority(Authority::Nas));
-    }
     if r.phase == NodePhase::Gone && m.want == Want::Gone {
         return match f.exports.first() {
             Some(export) => Decision::Do(NasStep::Unexport { epoch: export.epoch }),

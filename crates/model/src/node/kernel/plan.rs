@@ -8,7 +8,7 @@ use super::{Device, LocalZvol, NodeFacts, NodeStep, Overlay, Session, Table, pla
 use crate::{
     Fact,
     messages::{Endpoint, IscsiLogin, Want},
-    node::{Layer, Lies, NodeChange, NodeRecord, PushOutcome, PushResult},
+    node::{Layer, Lies, NodeChange, NodeRecord, PushOutcome, PushResult, Truth},
 };
 
 /// A node's decision.
@@ -138,6 +138,10 @@ pub(super) fn bring(record: &NodeRecord, device: &Device, wanted: Table) -> Opti
         if device.suspended {
             return Some(Decision::Do(NodeStep::ResumeDevice));
         }
+        // A merge stops for good at its first error, until its table is put in anew.
+        if matches!(wanted, Table::Merge(_)) && device.merge.is_none() {
+            return Some(Decision::Do(NodeStep::Swap { table: wanted, size: record.assign.size }));
+        }
         let longer = device.size < record.assign.size.bytes() && matches!(wanted, Table::Linear(_));
         return longer.then_some(Decision::Do(NodeStep::Swap { table: wanted, size: record.assign.size }));
     }
@@ -161,8 +165,9 @@ pub(super) fn bring(record: &NodeRecord, device: &Device, wanted: Table) -> Opti
 fn plan_copy(record: &NodeRecord, f: &Seen<'_>) -> Decision {
     let assign = &record.assign;
     match (record.local, f.local) {
-        (None, Some(_)) => return left_alone(),
+        (None, Some(local)) => return unknown(local),
         (None, None) => return Decision::Record(NodeChange::Local(assign.epoch)),
+        (Some(_), Some(local)) if fresh(record) && !local.snapshots.is_empty() => return Decision::Do(NodeStep::DestroyLocal),
         (Some(_), Some(local)) => {
             if let Some(decision) = prepare(record, local) {
                 return decision;
@@ -178,6 +183,7 @@ fn plan_copy(record: &NodeRecord, f: &Seen<'_>) -> Decision {
     }
     match f.overlay {
         Some(overlay) if overlay.epoch != assign.epoch => Decision::Do(NodeStep::RemoveOverlay),
+        Some(_) if !f.session.is_some_and(|s| s.up) => Decision::Wait(format!("the disk of {} is away", assign.nas)),
         Some(_) => Decision::Record(NodeChange::Lies(Lies::OverRemote)),
         None => Decision::Do(NodeStep::CreateOverlay { epoch: assign.epoch, size: assign.size }),
     }
@@ -196,7 +202,16 @@ fn prepare(record: &NodeRecord, local: &LocalZvol) -> Option<Decision> {
     (local.receives != Some(epoch)).then_some(Decision::Do(NodeStep::SetReceives { epoch: Some(epoch) }))
 }
 
-fn left_alone() -> Decision {
+/// The NAS, which is the truth, has nothing that the local copy could be built on.
+fn fresh(record: &NodeRecord) -> bool {
+    record.truth == Truth::Remote && !record.assign.granted && record.assign.kernel.as_ref().is_some_and(|k| k.fresh)
+}
+
+/// A local copy that the ledger does not know: without a snapshot nothing was ever complete in it, and no guest had it.
+fn unknown(local: &LocalZvol) -> Decision {
+    if local.snapshots.is_empty() {
+        return Decision::Do(NodeStep::DestroyLocal);
+    }
     Decision::Stuck("a local copy is here that the ledger does not know; it is left alone".to_owned())
 }
 
@@ -218,11 +233,12 @@ fn plan_gone(record: &NodeRecord, f: &Seen<'_>) -> Decision {
     }
     match (f.local, record.local) {
         _ if record.has_ended() => Decision::Rest,
-        (Some(_), None) => left_alone(),
+        (Some(local), None) => unknown(local),
         (Some(local), Some(_)) if local.snapshots.is_empty() => Decision::Do(NodeStep::DestroyLocal),
         (Some(local), Some(_)) if local.receives.is_some() => Decision::Do(NodeStep::SetReceives { epoch: None }),
         (Some(_), Some(_)) => Decision::Record(NodeChange::Ended { warm: true }),
-        (None, _) => Decision::Record(NodeChange::Ended { warm: false }),
+        // A stream that was under way when the NAS heard of the end may still make one: then it is known.
+        (None, made) => Decision::Record(NodeChange::Ended { warm: made.is_some() }),
     }
 }
 

@@ -1,0 +1,115 @@
+//! Who uses the volume: writes blocks one after another, each flushed and then noted on a disk that keeps it, and is compared
+//! with what is found afterwards.
+
+use super::Cluster;
+use anyhow::{Context as _, ensure};
+use std::{collections::BTreeMap, time::Duration};
+
+/// So many blocks are written, at this distance, in 64 KiB.
+const BLOCKS: u32 = 48;
+const APART: u32 = 20;
+/// Where it notes what it did, on a disk that a power cut does not empty.
+const NOTES: &str = "/var/lib/writer.notes";
+
+/// A writer on a node.
+pub struct Writer<'c> {
+    cluster: &'c Cluster<'c>,
+    node: &'static str,
+}
+
+/// For each block what was tried since the last write that is known to have been answered, that one first.
+type Known = BTreeMap<u32, Vec<String>>;
+
+impl<'c> Writer<'c> {
+    /// Begins to write.
+    pub async fn on(cluster: &'c Cluster<'c>, node: &'static str) -> anyhow::Result<Self> {
+        let guest = cluster.guest(node)?;
+        // A note of a try is on the disk before the write is, and a note of its success after it.
+        let script = format!(
+            "cat > /run/lab/write.sh <<'END'
+             while [ ! -e /run/lab/stop ]; do
+               b=$((RANDOM % {BLOCKS})); head -c 65536 /dev/urandom > /run/lab/block; s=$(md5sum < /run/lab/block | cut -c-32)
+               echo try $b $s >> {NOTES}; sync -d {NOTES}
+               if dd if=/run/lab/block of={device} bs=64k seek=$((b * {APART})) conv=notrunc,fsync oflag=direct status=none
+               then echo ok $b $s; else echo bad $b $s; sleep 1; fi >> {NOTES}; sync -d {NOTES}
+             done
+             echo over >> {NOTES}; sync -d {NOTES}
+END
+             rm -f /run/lab/stop",
+            device = super::DEVICE,
+        );
+        guest.check(&script).await?;
+        guest.spawn("writer", "bash /run/lab/write.sh").await?;
+        let writer = Writer { cluster, node };
+        writer.works().await?;
+        Ok(writer)
+    }
+
+    async fn notes(&self) -> anyhow::Result<String> {
+        self.cluster.guest(self.node)?.check(&format!("cat {NOTES}")).await
+    }
+
+    /// It writes on, and nothing was refused to it.
+    pub async fn works(&self) -> anyhow::Result<()> {
+        let guest = self.cluster.guest(self.node)?;
+        let before = guest.check(&format!("grep -c ok {NOTES} || true")).await?.trim().parse::<u32>().unwrap_or(0);
+        let more = format!("test $(grep -c ok {NOTES} || true) -ge {}", before + 3);
+        guest.wait_for(&more, super::DONE).await.context("the guest cannot write")?;
+        let notes = self.notes().await?;
+        ensure!(!notes.contains("bad"), "the guest got an error: {}", notes.lines().find(|l| l.starts_with("bad")).unwrap_or(""));
+        Ok(())
+    }
+
+    /// Stops writing.
+    pub async fn off(&self) -> anyhow::Result<()> {
+        let guest = self.cluster.guest(self.node)?;
+        guest.check("touch /run/lab/stop").await?;
+        guest.wait_for(&format!("tail -n 1 {NOTES} | grep -q over"), Duration::from_secs(60)).await?;
+        Ok(())
+    }
+
+    /// What must be found: it was off, or its node lost its power.
+    pub async fn known(&self) -> anyhow::Result<Known> {
+        let mut known = Known::new();
+        for line in self.notes().await?.lines() {
+            let mut words = line.split(' ');
+            let (Some(what), Some(Ok(block)), Some(sum)) = (words.next(), words.next().map(str::parse), words.next()) else {
+                continue;
+            };
+            let sums = known.entry(block).or_default();
+            if what == "ok" {
+                sums.clear();
+            }
+            sums.push(sum.to_owned());
+        }
+        ensure!(known.len() > 3, "hardly anything was written");
+        Ok(known)
+    }
+
+    /// Forgets what was written so far: the next writer begins anew on the same volume, which `known` was compared with.
+    pub async fn forget(&self) -> anyhow::Result<()> {
+        self.cluster.guest(self.node)?.check(&format!("rm -f {NOTES}")).await?;
+        Ok(())
+    }
+}
+
+/// Everything that is known to have been answered is on a device of a guest.
+pub async fn holds(cluster: &Cluster<'_>, guest: &str, device: &str, known: &Known) -> anyhow::Result<()> {
+    let script = format!(
+        "for b in $(seq 0 {}); do echo $b $(dd if={device} bs=64k skip=$((b * {APART})) count=1 iflag=direct status=none | md5sum | cut -c-32); done",
+        BLOCKS - 1
+    );
+    let found = cluster.guest(guest)?.check_within(&script, super::DONE).await?;
+    let mut lost = Vec::new();
+    for line in found.lines() {
+        let (block, sum) = line.split_once(' ').context("a sum")?;
+        let block: u32 = block.parse()?;
+        if let Some(sums) = known.get(&block)
+            && !sums.iter().any(|s| s == sum)
+        {
+            lost.push(block);
+        }
+    }
+    ensure!(lost.is_empty(), "{device} on {guest} lacks what was answered: blocks {lost:?} of {}", known.len());
+    Ok(())
+}

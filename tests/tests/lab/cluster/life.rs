@@ -1,0 +1,98 @@
+//! The life of a volume, with a guest that writes all the time.
+
+use super::{
+    Cluster, DEVICE, VOLUME, ZVOL,
+    guest::{Writer, holds},
+};
+use anyhow::ensure;
+use img_storage_tests::lab::Lab;
+use std::time::{Duration, Instant};
+
+/// Remote, copied, local, written back, unmapped; on the other node; brought back; and again on the first, which has a warm copy.
+pub async fn a_volume_lives(lab: &Lab) -> anyhow::Result<()> {
+    let cluster = Cluster::start(lab).await?;
+    cluster.ask(&format!("create {VOLUME} --size 64M")).await?;
+    let begun = Instant::now();
+    cluster.ask(&format!("map {VOLUME} node1")).await?;
+    println!("  map to device: {:.1} s", begun.elapsed().as_secs_f64());
+    let writer = Writer::on(&cluster, "node1").await?;
+    let begun = Instant::now();
+    cluster.ask(&format!("map {VOLUME} node1 --sync --wait local --timeout 140s")).await?;
+    println!("  copied and switched: {:.1} s", begun.elapsed().as_secs_f64());
+    cluster.until("local").await?;
+    writer.works().await?;
+    ensure!(sessions(&cluster, "node1").await? == 0, "the node is still logged in");
+    for _ in 0..2 {
+        cluster.ask(&format!("sync {VOLUME}")).await?;
+        writer.works().await?;
+    }
+    writer.off().await?;
+    let known = writer.known().await?;
+    holds(&cluster, "node1", DEVICE, &known).await?;
+    cluster.ask(&format!("unmap {VOLUME}")).await?;
+    holds(&cluster, "nas", ZVOL, &known).await?;
+    writer.forget().await?;
+
+    cluster.ask(&format!("map {VOLUME} node2 --sync --wait local --timeout 140s")).await?;
+    holds(&cluster, "node2", DEVICE, &known).await?;
+    let writer = Writer::on(&cluster, "node2").await?;
+    let begun = Instant::now();
+    cluster.ask(&format!("bring-back {VOLUME}")).await?;
+    println!("  brought back: {:.1} s", begun.elapsed().as_secs_f64());
+    cluster.until("remote").await?;
+    writer.works().await?;
+    writer.off().await?;
+    let later = writer.known().await?;
+    cluster.ask(&format!("unmap {VOLUME}")).await?;
+    holds(&cluster, "nas", ZVOL, &later).await?;
+
+    let begun = Instant::now();
+    cluster.ask(&format!("map {VOLUME} node1 --sync --wait local --timeout 140s")).await?;
+    println!("  on a warm copy: {:.1} s", begun.elapsed().as_secs_f64());
+    holds(&cluster, "node1", DEVICE, &later).await?;
+    cluster.ask(&format!("unmap {VOLUME}")).await?;
+    cluster.ask(&format!("delete {VOLUME} --yes")).await?;
+    let left = cluster
+        .guest("nas")?
+        .check("zfs list -H -t all -o name -r tank; ls /sys/kernel/config/target/iscsi | grep iqn || true")
+        .await?;
+    ensure!(left.trim() == "tank", "the NAS still has {left}");
+    cluster.end().await
+}
+
+async fn sessions(cluster: &Cluster<'_>, node: &str) -> anyhow::Result<usize> {
+    Ok(cluster.guest(node)?.check("ls /sys/class/iscsi_session 2> /dev/null | wc -l").await?.trim().parse()?)
+}
+
+/// Both daemons are killed again and again while the volume goes to the node and comes back: no write is lost, no error is seen.
+pub async fn daemons_are_killed(lab: &Lab) -> anyhow::Result<()> {
+    let cluster = Cluster::start(lab).await?;
+    cluster.ask(&format!("create {VOLUME} --size 64M")).await?;
+    cluster.ask(&format!("map {VOLUME} node1")).await?;
+    let writer = Writer::on(&cluster, "node1").await?;
+    cluster.ask(&format!("map {VOLUME} node1 --sync")).await?;
+    for (pause, host) in [(1, "node1"), (2, "nas"), (4, "node1"), (5, "nas"), (3, "node1")] {
+        tokio::time::sleep(Duration::from_secs(pause)).await;
+        cluster.kill(host).await?;
+        again(&cluster, host).await?;
+    }
+    cluster.until("local").await?;
+    writer.works().await?;
+    for host in ["nas", "node1"] {
+        cluster.kill(host).await?;
+        again(&cluster, host).await?;
+    }
+    cluster.until("local").await?;
+    writer.off().await?;
+    let known = writer.known().await?;
+    cluster.ask(&format!("unmap {VOLUME}")).await?;
+    holds(&cluster, "nas", ZVOL, &known).await?;
+    writer.forget().await?;
+    cluster.end().await
+}
+
+/// Starts a daemon that was killed; the front end beside the NAS goes on.
+async fn again(cluster: &Cluster<'_>, host: &str) -> anyhow::Result<()> {
+    let (name, role) = if host == "nas" { ("nas", "nas") } else { (host, "vm") };
+    cluster.start_one(name, host, role).await
+}

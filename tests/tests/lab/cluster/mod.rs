@@ -1,0 +1,176 @@
+//! A cluster in the guests: a front end and a NAS with a ZFS pool on `nas`, a node each on `node1` and `node2`, a broker between them.
+
+mod guest;
+mod life;
+mod power;
+
+pub use life::{a_volume_lives, daemons_are_killed};
+pub use power::machines_lose_power;
+
+use anyhow::{Context as _, ensure};
+use img_storage_tests::{
+    broker::{Broker, Until},
+    lab::{Guest, Lab},
+};
+use serde_json::Value;
+use std::time::{Duration, Instant};
+
+/// The state directory of every role.
+const DIR: &str = "/var/lib/img-storage-state";
+/// The only volume.
+pub const VOLUME: &str = "tank/vol1";
+/// Its device on every node.
+pub const DEVICE: &str = "/dev/mapper/nas.tank.vol1";
+/// Its zvol on the NAS.
+pub const ZVOL: &str = "/dev/zvol/tank/vol1";
+/// How long something may take that was asked for; the guests are emulated.
+pub const DONE: Duration = Duration::from_secs(150);
+
+/// A running cluster.
+pub struct Cluster<'l> {
+    lab: &'l Lab,
+    broker: Broker,
+}
+
+impl<'l> Cluster<'l> {
+    /// Sets everything up as `docs/kernel-plane.md` says, and starts the daemons.
+    pub async fn start(lab: &'l Lab) -> anyhow::Result<Self> {
+        let broker = Broker::start_in(lab.broker_place(), &["frontend", "nas", "node1", "node2"]).await?;
+        let cluster = Cluster { lab, broker };
+        let nas = lab.guest("nas")?;
+        nas.check(&format!(
+            "rm -rf {DIR}; zpool create tank /dev/disk/by-id/virtio-data; install -d -m 700 /etc/img-storage/ssh
+             install -m 600 /var/lib/img-storage/.ssh/id_ed25519 /etc/img-storage/ssh/
+             ssh-keyscan -t ed25519 node1 node2 10.77.0.3 10.77.0.4 > /etc/img-storage/ssh/known_hosts 2> /dev/null"
+        ))
+        .await?;
+        cluster.configure(nas, "frontend", "").await?;
+        let pools = "[nas]\nname = \"nas\"\ndata_address = \"10.77.0.2\"\n[nas.zfs]\ntank = \"tank\"\n";
+        cluster.configure(nas, "nas", pools).await?;
+        for name in ["node1", "node2"] {
+            let node = lab.guest(name)?;
+            node.check(&format!(
+                "rm -rf {DIR}; zpool create vmpool /dev/disk/by-id/virtio-data; zfs create vmpool/images
+                 zfs allow -u img-storage create,destroy,hold,mount,receive,release,rollback,send,snapshot,userprop,volmode,snapdev vmpool/images
+                 key=$(cat /opt/lab/stream.pub); echo \"restrict,command=\\\"img-storage stream --within vmpool/images\\\" $key\" \
+                 > /var/lib/img-storage/.ssh/authorized_keys"
+            ))
+            .await?;
+            cluster.configure(node, name, &format!("[vm]\nname = \"{name}\"\nzfs = \"vmpool/images\"\n")).await?;
+        }
+        for name in ["nas", "node1", "node2"] {
+            cluster.begin(name).await?;
+        }
+        nas.wait_for(&format!("test $(img-storage hosts --dir {DIR} -o csv | grep -c here) = 4"), DONE)
+            .await
+            .with_context(|| "not all hosts are there")?;
+        Ok(cluster)
+    }
+
+    async fn configure(&self, guest: &Guest, host: &str, more: &str) -> anyhow::Result<()> {
+        let pki = self.broker.authority().issue(host, Until::Later)?;
+        guest.check(&format!("install -d -m 700 /etc/img-storage /etc/img-storage/{host}-pki")).await?;
+        for file in ["ca-cert.pem", "client-cert.pem", "client-key.pem", "server-cert.pem", "server-key.pem"] {
+            guest.put(&pki.join(file), &format!("/etc/img-storage/{host}-pki/{file}")).await?;
+        }
+        let port = self.broker.port();
+        let config = format!(
+            "frequency = \"5s\"\n[bus]\nhosts = [\"host:{port}\"]\nheartbeat = \"10s\"\n[pki]\ndir = \"/etc/img-storage/{host}-pki\"\n\
+             [cluster]\nnases = [\"nas\"]\n{more}"
+        );
+        guest.check(&format!("cat > /etc/img-storage/{host}.toml <<'END'\n{config}END")).await?;
+        Ok(())
+    }
+
+    /// Starts the daemons of a guest.
+    pub async fn begin(&self, name: &str) -> anyhow::Result<()> {
+        let roles: &[(&str, &str)] = match name {
+            "nas" => &[("frontend", "frontend"), ("nas", "nas")],
+            node => &[(node, "vm")],
+        };
+        for (host, role) in roles {
+            self.start_one(name, host, role).await?;
+        }
+        Ok(())
+    }
+
+    /// Starts one daemon.
+    pub async fn start_one(&self, name: &str, host: &str, role: &str) -> anyhow::Result<()> {
+        let guest = self.guest(name)?;
+        let command = format!("img-storage {role} --name {host} --dir {DIR}-{host} --config /etc/img-storage/{host}.toml");
+        // What it said before it was killed is worth reading, too.
+        guest.spawn(host, &format!("bash -c 'ln -sfn {DIR}-frontend {DIR}; {command} >> /run/lab/{host}.all 2>&1'")).await?;
+        Ok(())
+    }
+
+    /// Kills the daemon of a host with -9.
+    pub async fn kill(&self, name: &str) -> anyhow::Result<()> {
+        self.guest(name)?.check(&format!("pkill -9 -f -- '--name {name} ' || true")).await?;
+        Ok(())
+    }
+
+    /// After a guest was started again: its pool, and the daemons.
+    pub async fn after_boot(&self, name: &str) -> anyhow::Result<()> {
+        let pool = if name == "nas" { "tank" } else { "vmpool" };
+        self.guest(name)?.check(&format!("zpool list {pool} > /dev/null 2>&1 || zpool import -f {pool}")).await?;
+        self.begin(name).await
+    }
+
+    pub fn guest(&self, name: &str) -> anyhow::Result<&'l Guest> {
+        self.lab.guest(name)
+    }
+
+    /// Asks as the operator does.
+    pub async fn ask(&self, words: &str) -> anyhow::Result<String> {
+        let asked = self.guest("nas")?.check_within(&format!("img-storage --dir {DIR} {words}"), DONE).await;
+        match asked {
+            Ok(said) => Ok(said),
+            Err(error) => Err(error.context(self.logs().await)),
+        }
+    }
+
+    pub async fn view(&self) -> anyhow::Result<Value> {
+        let said = self.guest("nas")?.check(&format!("img-storage --dir {DIR} show {VOLUME} -o json")).await?;
+        Ok(serde_json::from_str(&said)?)
+    }
+
+    /// Waits until the volume is in a phase, with its device if it has a node.
+    pub async fn until(&self, phase: &str) -> anyhow::Result<()> {
+        let begun = Instant::now();
+        loop {
+            // A daemon that was killed a moment ago does not answer.
+            let view = self.view().await.unwrap_or(Value::Null);
+            let volume = if view["phase"].is_null() { &view["volume"] } else { &view };
+            let there = volume["node"].is_null() || volume["device"].is_string();
+            if volume["phase"] == phase && there && volume["stuck"].is_null() {
+                return Ok(());
+            }
+            if begun.elapsed() > DONE {
+                let logs = self.logs().await;
+                ensure!(false, "{VOLUME} is not {phase} after {} s: {view}\n{logs}", DONE.as_secs());
+            }
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        }
+    }
+
+    /// The end of every daemon's log.
+    pub async fn logs(&self) -> String {
+        let mut all = String::new();
+        for guest in self.lab.guests() {
+            let said = guest
+                .run("for f in /run/lab/*.all; do echo \"--- $f\"; tail -n 25 $f; done; dmsetup table; zfs list -t all")
+                .await;
+            all.push_str(&format!("=== {}\n{}", guest.name(), said.map_or_else(|e| e.to_string(), |o| o.stdout)));
+        }
+        all
+    }
+
+    /// Ends the daemons, and what they left to be taken up again is left for the next scenario's clearing.
+    pub async fn end(self) -> anyhow::Result<()> {
+        for guest in self.lab.guests() {
+            guest.check("pkill -9 -x img-storage || true; rm -rf /run/lab/*.all").await?;
+            guest.check(&format!("rm -rf {DIR} {DIR}-*")).await?;
+        }
+        Ok(())
+    }
+}
