@@ -14,6 +14,8 @@ pub struct Size(u64);
 impl Size {
     /// The smallest volume, in bytes.
     pub const SMALLEST: u64 = 1 << 20;
+    /// The smallest volume.
+    pub const MIN: Size = Size(Self::SMALLEST);
     /// The largest volume, in bytes: 64 TiB, a quarter of what the image formats in use can name.
     pub const LARGEST: u64 = 64 << 40;
     /// Sizes are multiples of this many bytes.

@@ -14,7 +14,8 @@ use std::{sync::Arc, time::Duration};
 use tokio::time::sleep;
 
 const SIZE: u64 = 1 << 20;
-const LARGER: u64 = SIZE + 4 * Size::GRAIN;
+/// What it is made longer to.
+pub const LARGER: u64 = SIZE + 4 * Size::GRAIN;
 
 /// The operator, with one volume and at most one guest.
 pub struct Act {
@@ -152,10 +153,15 @@ impl Act {
         let there = name.clone();
         self.site.want(self.volume, request, |v| v.node.as_ref() == Some(&there) && v.sync == sync).await?;
         if self.guest.is_none() {
-            let blocks = usize::try_from(self.bytes / Size::GRAIN).unwrap_or(0);
-            self.guest = Some(Guest::start(&self.site.world, &name, self.volume, blocks, self.seed + node as u64));
+            self.guest_on(node);
         }
         Ok(())
+    }
+
+    /// A guest starts, which uses all of the volume.
+    pub fn guest_on(&mut self, node: usize) {
+        let blocks = usize::try_from(self.bytes / Size::GRAIN).unwrap_or(0);
+        self.guest = Some(Guest::start(&self.site.world, &self.node(node), self.volume, blocks, self.seed + node as u64));
     }
 
     /// Asks in the original's words until it is so; an answer that nobody gets is asked for anew, which may not happen often.
@@ -289,10 +295,10 @@ impl Act {
         self.site.want(self.volume, request, |v| v.phase == Phase::Remote && !v.sync).await
     }
 
-    pub async fn grow(&mut self) -> Result<(), String> {
-        let size = Size::exact(LARGER).map_err(|f| f.to_string())?;
+    pub async fn grow(&mut self, bytes: u64) -> Result<(), String> {
+        let size = Size::exact(bytes).map_err(|f| f.to_string())?;
         self.site.want(self.volume, Request::Resize { volume: self.volume, size }, |v| v.size == size).await?;
-        self.bytes = LARGER;
+        self.bytes = bytes;
         Ok(())
     }
 

@@ -1,6 +1,10 @@
 //! Lives of a volume: what an operator does with it, one thing after the other.
 
-use super::{act::Act, site::Site};
+use super::{
+    act::{Act, LARGER},
+    kernel,
+    site::Site,
+};
 use img_storage_model::{
     api::{Phase, Request},
     messages::DeviceKind,
@@ -37,6 +41,10 @@ pub const SCENARIOS: &[(&str, Play)] = &[
     ("k-read", |a| Box::pin(read(a))),
     ("k-pace", |a| Box::pin(pace(a))),
     ("k-import", |a| Box::pin(remote(a))),
+    ("k-original", |a| Box::pin(original(a))),
+    ("k-elsewhere", |a| Box::pin(kernel::elsewhere(a))),
+    ("k-warm", |a| Box::pin(kernel::warm(a))),
+    ("k-grow", |a| Box::pin(kernel::grow(a))),
 ];
 
 /// Plays one.
@@ -164,7 +172,7 @@ async fn resize(act: &mut Act) -> Result<(), String> {
     act.is(Phase::Remote).await?;
     act.guest_works(200).await;
     act.unmap(false).await?;
-    act.grow().await?;
+    act.grow(LARGER).await?;
     act.map(0, true).await?;
     act.is(Phase::Local).await?;
     act.guest_works(300).await;

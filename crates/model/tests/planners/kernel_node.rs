@@ -2,7 +2,7 @@
 
 use crate::things::*;
 use img_storage_model::{
-    Decision, Epoch, Fact, Plane,
+    Decision, Epoch, Fact, Plane, Size,
     messages::{Assign, BackOrder, Endpoint, IscsiLogin, KernelAssign, NodePhase, PushOrder, Want},
     node::{
         Layer::{Local, Remote},
@@ -207,7 +207,7 @@ fn the_guest_goes_back_only_over_what_is_home() {
     assert_eq!(plan(&local, &on_local(false)), Decision::Do(NodeStep::CreateOverlay { epoch: E, size: size() }));
     assert_eq!(plan(&local, &on_local(true)), Decision::Record(NodeChange::Lies(Lies::OverLocal)));
     assert!(stuck(&plan(&back(true, 1), &f(None, copy(&[1, 2])))), "its newest snapshot is not home");
-    let log_in = Decision::Do(NodeStep::Login { endpoint: target(), login: login(), size: size() });
+    let log_in = Decision::Do(NodeStep::Login { endpoint: target(), login: login(), size: Size::MIN });
     assert_eq!(plan(&back(true, 2), &f(None, copy(&[2]))), log_in);
     let ready = f(Some(session(true)), copy(&[2]));
     assert_eq!(plan(&back(true, 2), &ready), Decision::Record(NodeChange::Lies(Lies::MergingRemote)));
@@ -216,6 +216,24 @@ fn the_guest_goes_back_only_over_what_is_home() {
     let merged = Device { merge: Some(Merge { left: 0, total: 3 }), ..device(Table::Merge(Remote)) };
     let merged = NodeFacts { device: Fact::Known(Some(merged)), ..ready };
     assert_eq!(plan(&row(Lies::MergingRemote, Want::Remote), &merged), Decision::Do(NodeStep::FlushRemote));
+}
+
+#[test]
+fn a_volume_gets_longer_on_one_layer_and_not_on_the_way_to_another() {
+    let longer = Size::exact(2 << 30).unwrap();
+    let grown = |lies, want| with(row(lies, want), |a| a.size = longer);
+    let on = |table, local| seen(Some(session(true)), Some(table), Some(local), true);
+    let f = seen(Some(session(true)), Some(Table::Linear(Remote)), None, false);
+    assert_eq!(plan(&grown(Lies::Remote, Want::Remote), &f), Decision::Do(NodeStep::Rescan { size: longer }));
+    // With the newest writes here the NAS's disk stays as it is.
+    assert_eq!(plan(&grown(Lies::OverRemote, Want::Local), &on(Table::Linear(Remote), copy(&[1]))), swap(Table::Overlay(Remote)));
+    assert_eq!(plan(&grown(Lies::MergingLocal, Want::Local), &on(Table::Overlay(Remote), copy(&[1]))), swap(Table::Merge(Local)));
+    let local = |size: Size| LocalZvol { size: size.bytes(), ..copy(&[1]) };
+    let f = |local| seen(None, Some(Table::Linear(Local)), Some(local), false);
+    let record = grown(Lies::Local, Want::Local);
+    assert_eq!(plan(&record, &f(local(size()))), Decision::Do(NodeStep::GrowLocal { size: longer }));
+    let swapped = Decision::Do(NodeStep::Swap { table: Table::Linear(Local), size: longer });
+    assert_eq!(plan(&record, &f(local(longer))), swapped);
 }
 
 #[test]

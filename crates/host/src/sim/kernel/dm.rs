@@ -13,9 +13,11 @@ use img_storage_model::{
         kernel::{Device as DeviceFacts, Merge, Overlay, Table},
     },
 };
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 use tokio::time::Instant;
 
+/// How long a device is busy after a write although nobody has it open.
+const BUSY: Duration = Duration::from_millis(15);
 /// One write in so many is followed by a flush, and only then is anything answered for good.
 const FLUSH_EVERY: u64 = 3;
 
@@ -81,6 +83,8 @@ pub struct Device {
     next: Instant,
     merge_failed: bool,
     full: bool,
+    /// Whoever wrote last has not let go of it yet.
+    pub busy_until: Instant,
     unflushed: Vec<Unflushed>,
     /// What the guest was told is written, flushed or not.
     completed: BTreeMap<usize, u64>,
@@ -100,6 +104,7 @@ impl Device {
             next: now,
             merge_failed: false,
             full: false,
+            busy_until: now,
             unflushed: Vec::new(),
             completed: BTreeMap::new(),
         }
@@ -229,6 +234,7 @@ impl State {
         };
         if let Some(device) = self.kernel.device_mut(node, volume) {
             device.unflushed.push(unflushed);
+            device.busy_until = now + BUSY;
             let last = device.completed.entry(block).or_default();
             *last = version.max(*last);
         }

@@ -11,6 +11,8 @@ mod dm;
 mod nas;
 mod node;
 mod stream;
+#[cfg(test)]
+mod tests;
 mod trouble;
 mod zvol;
 
@@ -31,6 +33,8 @@ use zvol::Zvol;
 pub(super) struct Kernel {
     pub nases: BTreeMap<HostName, Nas>,
     pub nodes: BTreeMap<HostName, BTreeMap<VolumeId, Volume>>,
+    /// So many blocks were streamed.
+    pub streamed: u64,
 }
 
 /// A NAS's machine.

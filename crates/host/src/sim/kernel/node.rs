@@ -209,6 +209,12 @@ impl SimNode {
     }
 
     async fn remove_device(&self, volume: VolumeId, force: bool) -> Done {
+        // As `dmsetup remove --retry` does.
+        let busy =
+            |s: &mut State| s.kernel.device(&self.name, volume).is_some_and(|d| d.busy_until > s.log.now && (force || !d.guest));
+        while self.world.with(busy) {
+            self.world.change().await;
+        }
         self.world
             .part(|s| {
                 let now = s.log.now;

@@ -202,6 +202,7 @@ impl State {
             if let Some((block, partial)) = block.zip(zvol.partial.as_mut()) {
                 partial.todo.remove(&block);
                 partial.data[block] = stream.data[block];
+                self.kernel.streamed += 1;
                 continue;
             }
             stream.ended = Some(now);

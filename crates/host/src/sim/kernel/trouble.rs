@@ -82,6 +82,16 @@ impl State {
 }
 
 impl World {
+    /// So many blocks were streamed between hosts so far.
+    pub fn streamed(&self) -> u64 {
+        self.with(|s| s.kernel.streamed)
+    }
+
+    /// How long the guest's device is, in bytes.
+    pub fn device_size(&self, node: &HostName, volume: VolumeId) -> Option<u64> {
+        self.with(|s| s.kernel.device(node, volume).map(|d| d.size))
+    }
+
     /// Takes the volume's targets away by hand.
     pub(in crate::sim) fn remove_targets(&self, volume: VolumeId) {
         self.with(|s| {

@@ -6,7 +6,7 @@
 
 use super::{Device, LocalZvol, NodeFacts, NodeStep, Overlay, Session, Table, plan_local::plan_local};
 use crate::{
-    Fact,
+    Fact, Size,
     messages::{Endpoint, IscsiLogin, Want},
     node::{Layer, Lies, NodeChange, NodeRecord, PushOutcome, PushResult, Truth},
 };
@@ -81,7 +81,7 @@ fn plan_remote(record: &NodeRecord, f: &Seen<'_>) -> Decision {
     match f.device {
         None => return Decision::Do(NodeStep::CreateDevice { epoch: assign.epoch, table: wanted, size: assign.size }),
         Some(device) => {
-            if let Some(decision) = bring(record, device, wanted) {
+            if let Some(decision) = bring(record, f, device, wanted) {
                 return decision;
             }
         }
@@ -104,7 +104,10 @@ pub(super) fn attach(record: &NodeRecord, f: &Seen<'_>) -> Option<Decision> {
     let Some((endpoint, login)) = export(record) else {
         return Some(Decision::Wait(format!("waiting for {} to export the volume", assign.nas)));
     };
-    let log_in = || Decision::Do(NodeStep::Login { endpoint: endpoint.clone(), login: login.clone(), size: assign.size });
+    // The NAS makes its volume longer only while it has the newest writes.
+    let at_home = record.lies == Lies::Remote;
+    let size = if at_home { assign.size } else { Size::MIN };
+    let log_in = || Decision::Do(NodeStep::Login { endpoint: endpoint.clone(), login: login.clone(), size });
     let session = match f.session {
         Some(session) if session.iqn != endpoint.export => return Some(Decision::Do(NodeStep::Logout)),
         Some(session) => session,
@@ -115,7 +118,9 @@ pub(super) fn attach(record: &NodeRecord, f: &Seen<'_>) -> Option<Decision> {
             "the disk of {} has the serial number {:?}, not {:?}; it is not used",
             session.iqn, disk.serial, login.serial
         ))),
-        Some(disk) if disk.size < assign.size.bytes() && session.up => Some(Decision::Do(NodeStep::Rescan { size: assign.size })),
+        Some(disk) if at_home && disk.size < assign.size.bytes() && session.up => {
+            Some(Decision::Do(NodeStep::Rescan { size: assign.size }))
+        }
         Some(_) => None,
         // Whoever has it open waits for the target to come back; the session tries by itself.
         None if !session.up && f.device.is_some() => None,
@@ -129,21 +134,24 @@ fn export(record: &NodeRecord) -> Option<(&Endpoint, &IscsiLogin)> {
 }
 
 /// Gives a device that is there the table it is to have: nothing when it has.
-pub(super) fn bring(record: &NodeRecord, device: &Device, wanted: Table) -> Option<Decision> {
+pub(super) fn bring(record: &NodeRecord, f: &Seen<'_>, device: &Device, wanted: Table) -> Option<Decision> {
     let is = device.table.as_ref().ok().copied()?;
     if let Some(why) = device.broken.as_ref().filter(|_| matches!(is, Table::Overlay(_) | Table::Merge(_))) {
         return Some(Decision::Stuck(format!("the overlay of the guest's device takes no more writes: {why}; nothing is ended")));
     }
+    // It gets longer on one layer, not on the way to another.
+    let present = Size::exact(device.size).unwrap_or(record.assign.size);
     if is == wanted {
         if device.suspended {
             return Some(Decision::Do(NodeStep::ResumeDevice));
         }
         // A merge stops for good at its first error, until its table is put in anew.
         if matches!(wanted, Table::Merge(_)) && device.merge.is_none() {
-            return Some(Decision::Do(NodeStep::Swap { table: wanted, size: record.assign.size }));
+            return Some(Decision::Do(NodeStep::Swap { table: wanted, size: present }));
         }
-        let longer = device.size < record.assign.size.bytes() && matches!(wanted, Table::Linear(_));
-        return longer.then_some(Decision::Do(NodeStep::Swap { table: wanted, size: record.assign.size }));
+        let size = fitting(record, f, wanted);
+        let longer = device.size < size.bytes() && matches!(wanted, Table::Linear(_));
+        return longer.then_some(Decision::Do(NodeStep::Swap { table: wanted, size }));
     }
     use Layer::{Local, Remote};
     let follows = match (is, wanted) {
@@ -155,10 +163,21 @@ pub(super) fn bring(record: &NodeRecord, device: &Device, wanted: Table) -> Opti
         _ => false,
     };
     Some(if follows {
-        Decision::Do(NodeStep::Swap { table: wanted, size: record.assign.size })
+        Decision::Do(NodeStep::Swap { table: wanted, size: present })
     } else {
         Decision::Stuck(format!("the guest's device is {is:?}, and the ledger says {wanted:?}; nothing is changed"))
     })
+}
+
+/// How long the device can be with a table: as long as it is to be, or as what it lies on.
+pub(super) fn fitting(record: &NodeRecord, f: &Seen<'_>, table: Table) -> Size {
+    let (Table::Linear(layer) | Table::Overlay(layer) | Table::Merge(layer)) = table;
+    let under = match layer {
+        Layer::Remote => f.session.and_then(|s| s.disk.as_ref()).map(|disk| disk.size),
+        Layer::Local => f.local.map(|local| local.size),
+    };
+    let under = under.and_then(|bytes| Size::exact(bytes - bytes % Size::GRAIN).ok());
+    under.map_or(record.assign.size, |under| under.min(record.assign.size))
 }
 
 /// The local copy is filled by the NAS's streams; when it is nearly there, authority passes.

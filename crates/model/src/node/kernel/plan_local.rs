@@ -5,7 +5,7 @@
 
 use super::{
     LocalZvol, NodeStep, Table,
-    plan::{Decision, Seen, attach, bring, take_down},
+    plan::{Decision, Seen, attach, bring, fitting, take_down},
 };
 use crate::{
     messages::Want,
@@ -31,7 +31,8 @@ pub(super) fn plan_local(record: &NodeRecord, f: &Seen<'_>) -> Decision {
         return Decision::Stuck("the overlay, which holds the newest writes, is not in the pool any more".to_owned());
     }
     let Some(device) = f.device else {
-        return Decision::Do(NodeStep::CreateDevice { epoch: assign.epoch, table: wanted, size: assign.size });
+        let size = fitting(record, f, wanted);
+        return Decision::Do(NodeStep::CreateDevice { epoch: assign.epoch, table: wanted, size });
     };
     if device.epoch != assign.epoch {
         return Decision::Stuck(format!(
@@ -39,7 +40,7 @@ pub(super) fn plan_local(record: &NodeRecord, f: &Seen<'_>) -> Decision {
             device.epoch, assign.epoch
         ));
     }
-    if let Some(decision) = bring(record, device, wanted) {
+    if let Some(decision) = bring(record, f, device, wanted) {
         return decision;
     }
     let merged = device.merge.is_some_and(|m| m.left == 0);
@@ -146,7 +147,7 @@ fn push(record: &NodeRecord, local: &LocalZvol) -> Decision {
 fn plan_return(record: &NodeRecord, f: &Seen<'_>) -> Decision {
     let assign = &record.assign;
     if let Some(device) = f.device {
-        return match bring(record, device, Table::Linear(Layer::Local)) {
+        return match bring(record, f, device, Table::Linear(Layer::Local)) {
             Some(Decision::Do(NodeStep::Swap { .. })) | None => take_down(device, assign.force),
             Some(decision) => decision,
         };
