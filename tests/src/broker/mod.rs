@@ -66,6 +66,16 @@ impl Place {
         command
     }
 
+    /// Whether somebody listens on its address.
+    fn answers(&self, port: u16) -> bool {
+        if self.wrapper.is_empty() {
+            return TcpStream::connect((self.address, port)).is_ok();
+        }
+        let mut command = self.command("bash");
+        command.args(["-c", &format!("exec 3<> /dev/tcp/{}/{port}", self.address)]).stderr(Stdio::null());
+        command.status().is_ok_and(|status| status.success())
+    }
+
     /// Gives a process the signal of this name. Its number is that of the place it runs in.
     fn signal(&self, name: &str, pid: u32) {
         let mut command = self.command("kill");
@@ -253,7 +263,7 @@ impl Broker {
         self.server = Some(command.spawn().context("starting RabbitMQ")?);
         // It listens last, when its definitions are loaded. Its log would not do: that drops what comes in a burst, and with a
         // thousand users to make the line that says that it started is among it.
-        while !listens(self.ports.tls) {
+        while !self.place.answers(self.ports.tls) {
             if let Some(status) = self.server.as_mut().map(Child::try_wait).transpose()?.flatten() {
                 bail!("RabbitMQ ended with {status}:\n{}", self.log_tail());
             }

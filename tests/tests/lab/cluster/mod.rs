@@ -61,9 +61,10 @@ impl<'l> Cluster<'l> {
         for name in ["nas", "node1", "node2"] {
             cluster.begin(name).await?;
         }
-        nas.wait_for(&format!("test $(img-storage hosts --dir {DIR} -o csv | grep -c here) = 4"), DONE)
-            .await
-            .with_context(|| "not all hosts are there")?;
+        let here = format!("test $(img-storage --dir {DIR} hosts -o csv | grep -c here) = 4");
+        if let Err(error) = nas.wait_for(&here, DONE).await {
+            return Err(error.context(cluster.logs().await));
+        }
         Ok(cluster)
     }
 
