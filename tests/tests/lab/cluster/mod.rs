@@ -7,7 +7,7 @@ mod power;
 pub use life::{a_volume_lives, daemons_are_killed};
 pub use power::machines_lose_power;
 
-use anyhow::{Context as _, ensure};
+use anyhow::ensure;
 use img_storage_tests::{
     broker::{Broker, Until},
     lab::{Guest, Lab},
@@ -61,7 +61,7 @@ impl<'l> Cluster<'l> {
         for name in ["nas", "node1", "node2"] {
             cluster.begin(name).await?;
         }
-        let here = format!("test $(img-storage --dir {DIR} hosts -o csv | grep -c here) = 4");
+        let here = format!("test $(img-storage --dir {DIR} hosts -o csv | grep -c ,false,) = 4");
         if let Err(error) = nas.wait_for(&here, DONE).await {
             return Err(error.context(cluster.logs().await));
         }
