@@ -52,11 +52,12 @@ END
     /// It writes on, and nothing was refused to it.
     pub async fn works(&self) -> anyhow::Result<()> {
         let guest = self.cluster.guest(self.node)?;
-        let before = guest.check(&format!("grep -c ok {NOTES} || true")).await?.trim().parse::<u32>().unwrap_or(0);
-        let more = format!("test $(grep -c ok {NOTES} || true) -ge {}", before + 3);
+        let before = guest.check(&format!("grep -c ^ok {NOTES} || true")).await?.trim().parse::<u32>().unwrap_or(0);
+        let more = format!("test $(grep -c ^ok {NOTES} || true) -ge {}", before + 3);
         guest.wait_for(&more, super::DONE).await.context("the guest cannot write")?;
         let notes = self.notes().await?;
-        ensure!(!notes.contains("bad"), "the guest got an error: {}", notes.lines().find(|l| l.starts_with("bad")).unwrap_or(""));
+        let bad = notes.lines().find(|line| line.starts_with("bad"));
+        ensure!(bad.is_none(), "the guest got an error: {bad:?}");
         Ok(())
     }
 

@@ -2,10 +2,8 @@
 
 mod guest;
 mod life;
-mod power;
 
-pub use life::{a_volume_lives, daemons_are_killed};
-pub use power::machines_lose_power;
+pub use life::a_volume_lives;
 
 use anyhow::ensure;
 use img_storage_tests::{
@@ -37,9 +35,10 @@ impl<'l> Cluster<'l> {
     pub async fn start(lab: &'l Lab) -> anyhow::Result<Self> {
         let broker = Broker::start_in(lab.broker_place(), &["frontend", "nas", "node1", "node2"]).await?;
         let cluster = Cluster { lab, broker };
+        cluster.clear().await?;
         let nas = lab.guest("nas")?;
         nas.check(&format!(
-            "rm -rf {DIR}; zpool create tank /dev/disk/by-id/virtio-data; install -d -m 700 /etc/img-storage/ssh
+            "zpool create tank /dev/disk/by-id/virtio-data; install -d -m 700 /etc/img-storage/ssh
              install -m 600 /var/lib/img-storage/.ssh/id_ed25519 /etc/img-storage/ssh/
              ssh-keyscan -t ed25519 node1 node2 10.77.0.3 10.77.0.4 > /etc/img-storage/ssh/known_hosts 2> /dev/null"
         ))
@@ -50,7 +49,7 @@ impl<'l> Cluster<'l> {
         for name in ["node1", "node2"] {
             let node = lab.guest(name)?;
             node.check(&format!(
-                "rm -rf {DIR}; zpool create vmpool /dev/disk/by-id/virtio-data; zfs create vmpool/images
+                "zpool create vmpool /dev/disk/by-id/virtio-data; zfs create vmpool/images
                  zfs allow -u img-storage create,destroy,hold,mount,receive,release,rollback,send,snapshot,userprop,volmode,snapdev vmpool/images
                  key=$(cat /opt/lab/stream.pub); echo \"restrict,command=\\\"img-storage stream --within vmpool/images\\\" $key\" \
                  > /var/lib/img-storage/.ssh/authorized_keys"
@@ -104,19 +103,6 @@ impl<'l> Cluster<'l> {
         Ok(())
     }
 
-    /// Kills the daemon of a host with -9.
-    pub async fn kill(&self, name: &str) -> anyhow::Result<()> {
-        self.guest(name)?.check(&format!("pkill -9 -f -- '--name {name} ' || true")).await?;
-        Ok(())
-    }
-
-    /// After a guest was started again: its pool, and the daemons.
-    pub async fn after_boot(&self, name: &str) -> anyhow::Result<()> {
-        let pool = if name == "nas" { "tank" } else { "vmpool" };
-        self.guest(name)?.check(&format!("zpool list {pool} > /dev/null 2>&1 || zpool import -f {pool}")).await?;
-        self.begin(name).await
-    }
-
     pub fn guest(&self, name: &str) -> anyhow::Result<&'l Guest> {
         self.lab.guest(name)
     }
@@ -166,12 +152,17 @@ impl<'l> Cluster<'l> {
         all
     }
 
-    /// Ends the daemons, and what they left to be taken up again is left for the next scenario's clearing.
-    pub async fn end(self) -> anyhow::Result<()> {
+    /// Ends the daemons and forgets what they and the writers noted; also of a scenario that failed.
+    async fn clear(&self) -> anyhow::Result<()> {
         for guest in self.lab.guests() {
-            guest.check("pkill -9 -x img-storage || true; rm -rf /run/lab/*.all").await?;
-            guest.check(&format!("rm -rf {DIR} {DIR}-*")).await?;
+            let daemons = "pkill -9 -x img-storage; pkill -9 -f '[w]rite.sh'; rm -rf /run/lab /var/lib/writer.notes";
+            guest.run(&format!("{daemons}; rm -rf {DIR} {DIR}-*; true")).await?;
         }
         Ok(())
+    }
+
+    /// Ends the cluster; pools and devices are cleared away before the next scenario.
+    pub async fn end(self) -> anyhow::Result<()> {
+        self.clear().await
     }
 }
