@@ -3,6 +3,7 @@
 //! A role gets its ledger, its host verbs and a place on the bus, and knows nothing of who else shares its process.
 
 mod kernel;
+mod pools;
 
 use crate::{
     bus::{self, Exchange, Member, amqp},
@@ -17,19 +18,14 @@ use crate::{
     store::{Commits, JOURNAL, Journal, LEDGER, NasStore, NodeStore},
     tasks::Running,
 };
-use img_storage_host::qemu::{
-    Daemons,
-    nas::QemuNas,
-    node::QemuNode,
-    pool::{self, PoolError},
-};
 use img_storage_host::{
     net,
     planes::{NasPlanes, NodePlanes},
+    qemu::{Daemons, nas::QemuNas, node::QemuNode},
 };
-use img_storage_model::{Fault, HostName, Interval, Plane, PoolName, attribute::Defaults, messages::Role};
+use img_storage_model::{Fault, HostName, Interval, Plane, attribute::Defaults, messages::Role};
+use pools::{check_nas, check_node, claim, is_new, nas_pools, node_pool};
 use std::{
-    collections::BTreeMap,
     fs,
     net::{IpAddr, Ipv4Addr},
     os::unix::fs::PermissionsExt as _,
@@ -144,69 +140,6 @@ async fn join(layout: &Layout, config: &Config, socket: Option<PathBuf>, name: &
 /// What a role's host verbs need: its storage daemons' directory and its certificates.
 fn plane(dir: &Path, pki: &Credentials, name: &HostName) -> Result<Daemons, Fault> {
     Ok(Daemons::new(dir.join("run"), pki.of(name)?, pki::ORGANISATION))
-}
-
-fn unusable(error: PoolError) -> Fault {
-    match error {
-        PoolError::NotOurs { .. } => Fault::refused(error.to_string()).next("name an empty directory, or one that was this pool"),
-        PoolError::Io { .. } => Fault::failed(error.to_string()).next("mend its permissions, or name another directory"),
-    }
-}
-
-fn claim(path: &Path, host: &HostName, name: &str) -> Result<(), Fault> {
-    pool::claim(path, host.as_str(), name).map_err(unusable)
-}
-
-fn nas_pools(layout: &Layout, config: &Config, name: &HostName) -> Result<BTreeMap<PoolName, PathBuf>, Fault> {
-    if config.nas.pools.is_empty() && config.nas.zfs.is_empty() {
-        return Ok(BTreeMap::from([(PoolName::new("tank")?, layout.pools(name).join("tank"))]));
-    }
-    Ok(config.nas.pools.clone())
-}
-
-fn node_pool(layout: &Layout, config: &Config, name: &HostName) -> Result<PathBuf, Fault> {
-    let own = || Ok::<_, Fault>(layout.host(name)?.join("pool"));
-    config.vm.pool.as_ref().map_or_else(own, |pool| Ok(pool.join(name.as_str())))
-}
-
-/// Looks, before anything is made, whether a NAS's pools can be its own, and whether what is in them is on its ledger.
-fn check_nas(layout: &Layout, config: &Config, name: &HostName) -> Result<(), Fault> {
-    let pools = nas_pools(layout, config, name)?;
-    for (pool, path) in &pools {
-        pool::check(path, name.as_str(), pool.as_str()).map_err(unusable)?;
-    }
-    pools.values().try_for_each(|path| ledger_of(layout, name, path))
-}
-
-/// The same for a node.
-fn check_node(layout: &Layout, config: &Config, name: &HostName) -> Result<(), Fault> {
-    let path = node_pool(layout, config, name)?;
-    pool::check(&path, name.as_str(), LOCAL_POOL).map_err(unusable)?;
-    ledger_of(layout, name, &path)
-}
-
-/// Whether a host has no ledger yet.
-fn is_new(dir: &Path) -> bool {
-    fs::metadata(dir.join(LEDGER)).map_or(true, |meta| meta.len() == 0)
-}
-
-/// A new ledger is begun only where there is nothing that an old one would know.
-fn ledger_of(layout: &Layout, name: &HostName, pool: &Path) -> Result<(), Fault> {
-    let ledger = layout.host(name)?.join(LEDGER);
-    let what = match fs::metadata(&ledger) {
-        Ok(meta) if meta.len() == 0 => "is empty",
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => "is not there",
-        // What is wrong with it is said when it is opened.
-        _ => return Ok(()),
-    };
-    let found = match pool.is_dir() {
-        true => pool::anything_in(pool).map_err(unusable)?,
-        false => None,
-    };
-    found.map_or(Ok(()), |found| {
-        Err(Fault::failed(format!("the ledger {} {what}, and the pool {} holds {found}", ledger.display(), pool.display()))
-            .next("nothing was changed; restore the ledger from a backup, or move away what is in the pool to begin anew"))
-    })
 }
 
 /// The address by which nodes reach a NAS's exports: this host's, and not necessarily the one its name leads to.
