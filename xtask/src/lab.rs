@@ -34,6 +34,8 @@ pub struct LabArgs {
 
 #[derive(Subcommand)]
 enum Verb {
+    /// Tell whether this machine can run them
+    Possible,
     /// Build the image, if it is not there
     Build {
         /// Build it again, with the newest kernel and ZFS that Debian has
@@ -69,6 +71,11 @@ enum Verb {
 impl LabArgs {
     pub fn run(self) -> anyhow::Result<ExitCode> {
         match self.verb {
+            Verb::Possible => {
+                packages::ensure(&packages::LAB)?;
+                lab::possible()?;
+                println!("this machine can run the virtual machines");
+            }
             Verb::Build { newest } => {
                 packages::ensure(&packages::LAB)?;
                 let image = if newest { Image::newest()? } else { Image::ensure()? };

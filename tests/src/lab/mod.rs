@@ -255,5 +255,10 @@ fn number(variable: &str, default: u32) -> u32 {
 pub fn possible() -> anyhow::Result<()> {
     ensure!(rustix::process::geteuid().is_root(), "the lab needs root, for namespaces, bridges and taps: sudo cargo xtask …");
     ensure!(fs::exists("/dev/net/tun")?, "the lab needs /dev/net/tun, for the guests' network; load the module tun");
+    // A sandbox may have the device and not the right to use it.
+    let words = ["--net", "--pid", "--fork", "ip", "tuntap", "add", "dev", "lab-try", "mode", "tap"];
+    let tried = std::process::Command::new("unshare").args(words).output().context("starting unshare")?;
+    let said = String::from_utf8_lossy(&tried.stderr);
+    ensure!(tried.status.success(), "no tap can be made in a namespace here, which the guests' network needs: {}", said.trim());
     Ok(())
 }
