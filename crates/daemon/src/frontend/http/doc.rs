@@ -108,6 +108,18 @@ struct PoolReport {
     size: u64,
     /// Bytes free.
     free: u64,
+    /// What carries the data of its volumes.
+    #[schema(inline)]
+    plane: Plane,
+}
+
+/// What carries a volume's data.
+#[derive(ToSchema)]
+#[schema(rename_all = "snake_case")]
+#[allow(dead_code)]
+enum Plane {
+    Qemu,
+    Kernel,
 }
 
 /// What a daemon is.
@@ -127,6 +139,7 @@ enum Role {
 pub(super) enum DeviceKind {
     Nbd,
     VhostUserBlk,
+    Block,
 }
 
 /// What the derives cannot say.
@@ -226,7 +239,7 @@ mod tests {
         for role in [messages::Role::Nas, messages::Role::Node, messages::Role::Frontend] {
             has("Role", serde_json::to_value(role).unwrap());
         }
-        for device in [messages::DeviceKind::Nbd, messages::DeviceKind::VhostUserBlk] {
+        for device in [messages::DeviceKind::Nbd, messages::DeviceKind::VhostUserBlk, messages::DeviceKind::Block] {
             has("DeviceKind", serde_json::to_value(device).unwrap());
         }
         let fields = |schema: &str, value: Value| {
