@@ -209,9 +209,9 @@ impl SimNode {
     }
 
     async fn remove_device(&self, volume: VolumeId, force: bool) -> Done {
-        // As `dmsetup remove --retry` does.
+        // As `dmsetup remove --retry` does. Who is cut off is not waited for: it may write for ever.
         let busy =
-            |s: &mut State| s.kernel.device(&self.name, volume).is_some_and(|d| d.busy_until > s.log.now && (force || !d.guest));
+            |s: &mut State| !force && s.kernel.device(&self.name, volume).is_some_and(|d| d.busy_until > s.log.now && !d.guest);
         while self.world.with(busy) {
             self.world.change().await;
         }
