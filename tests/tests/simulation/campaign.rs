@@ -82,7 +82,7 @@ fn singles(clean: &Outcome) -> Vec<Plan> {
         }
     }
     // Planes differ in what is done, not in how it fails: of the kernel plane's many runs one in some is made each time.
-    let every = if kernel { number("IMG_STORAGE_SIM_EVERY", 13).max(1) } else { 1 };
+    let every = if kernel { number("IMG_STORAGE_SIM_EVERY", 499).max(1) } else { 1 };
     let first = usize::try_from(clean.plan.seed).unwrap_or(0) % every;
     plans.into_iter().skip(first).step_by(every).collect()
 }
@@ -109,7 +109,7 @@ pub fn campaign() -> Tally {
                 plans.extend(singles(&clean));
             }
             let kernel = name.starts_with(KERNEL);
-            let random = number("IMG_STORAGE_SIM_RANDOM", if kernel { 12 } else { 60 }) as u64;
+            let random = number("IMG_STORAGE_SIM_RANDOM", if kernel { 0 } else { 60 }) as u64;
             plans.extend((0..random).map(|n| Plan {
                 scenario: (*name).to_owned(),
                 trouble: Trouble::Random,

@@ -45,6 +45,7 @@ pub fn openapi() -> openapi::OpenApi {
         Progress,
         PoolReport,
         Role,
+        Plane,
         DeviceKind,
         VolumeView,
         Phase,
@@ -109,7 +110,6 @@ struct PoolReport {
     /// Bytes free.
     free: u64,
     /// What carries the data of its volumes.
-    #[schema(inline)]
     plane: Plane,
 }
 
