@@ -10,7 +10,7 @@ use img_storage_host::sim::{Effect, Fault};
 use std::{
     collections::VecDeque,
     sync::{
-        Mutex, PoisonError,
+        Mutex, MutexGuard, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
@@ -81,8 +81,8 @@ fn singles(clean: &Outcome) -> Vec<Plan> {
             plans.push(plan(Trouble::Message(number, mishap)));
         }
     }
-    // Planes differ in what is done, not in how it fails: of the kernel plane's many runs one in some is made each time.
-    let every = if kernel { number("IMG_STORAGE_SIM_EVERY", 499).max(1) } else { 1 };
+    // Of the kernel plane's many runs one in some is made each time, other ones by every seed.
+    let every = if kernel { number("IMG_STORAGE_SIM_EVERY", 7).max(1) } else { 1 };
     let first = usize::try_from(clean.plan.seed).unwrap_or(0) % every;
     plans.into_iter().skip(first).step_by(every).collect()
 }
@@ -92,9 +92,11 @@ pub fn campaign() -> Tally {
     let seed = number("IMG_STORAGE_SIM_SEED", 1) as u64;
     let only = std::env::var("IMG_STORAGE_SIM_ONLY").ok();
     let mut tally = Tally::default();
-    let mut plans = VecDeque::new();
-    for (name, _) in SCENARIOS.iter().filter(|(n, _)| only.as_ref().is_none_or(|o| o == n)) {
-        let clean = run(&Plan { scenario: (*name).to_owned(), trouble: Trouble::None, seed });
+    let mut plans = Vec::new();
+    let wanted = SCENARIOS.iter().filter(|(n, _)| only.as_ref().is_none_or(|o| o == n));
+    let clean = wanted.map(|(name, _)| Plan { scenario: (*name).to_owned(), trouble: Trouble::None, seed }).collect();
+    for clean in all(clean, |_| true) {
+        let name = clean.plan.scenario.clone();
         println!(
             "{name}: {} effects, {} messages, {} s of virtual time, guests held {} ms at most",
             clean.effects.len(),
@@ -108,10 +110,9 @@ pub fn campaign() -> Tally {
             if number("IMG_STORAGE_SIM_SINGLES", 1) > 0 {
                 plans.extend(singles(&clean));
             }
-            let kernel = name.starts_with(KERNEL);
-            let random = number("IMG_STORAGE_SIM_RANDOM", if kernel { 0 } else { 60 }) as u64;
+            let random = number("IMG_STORAGE_SIM_RANDOM", if name.starts_with(KERNEL) { 25 } else { 60 }) as u64;
             plans.extend((0..random).map(|n| Plan {
-                scenario: (*name).to_owned(),
+                scenario: name.clone(),
                 trouble: Trouble::Random,
                 seed: seed * 100_000 + n,
             }));
@@ -128,52 +129,59 @@ pub fn campaign() -> Tally {
         }
     }
     tally.runs += plans.len();
-    tally.failures.extend(all(plans));
+    tally.failures.extend(all(plans, |outcome| !outcome.wrong.is_empty()));
     tally
 }
 
-/// Makes runs on all processors; the ones that went wrong.
-fn all(plans: VecDeque<Plan>) -> Vec<Outcome> {
-    let total = plans.len();
-    let (plans, failures, done) = (Mutex::new(plans), Mutex::new(Vec::new()), AtomicUsize::new(0));
+/// Makes runs on all processors; the ones to keep, in the order of the plans. Ends early when too many went wrong, and
+/// ends the program when one of them does not end.
+fn all(plans: Vec<Plan>, keep: fn(&Outcome) -> bool) -> Vec<Outcome> {
     let most = number("IMG_STORAGE_SIM_FAILURES", 20);
     let threads = std::thread::available_parallelism().map_or(2, usize::from);
-    let working: Vec<Mutex<Option<(Plan, Instant)>>> = (0..threads).map(|_| Mutex::new(None)).collect();
+    let plans = Mutex::new(plans.into_iter().enumerate().collect::<VecDeque<_>>());
+    let (kept, wrong, working) = (Mutex::new(Vec::new()), AtomicUsize::new(0), AtomicUsize::new(threads));
+    let busy: Vec<Mutex<Option<(Plan, Instant)>>> = (0..threads).map(|_| Mutex::new(None)).collect();
     std::thread::scope(|scope| {
-        for mine in &working {
-            let (plans, failures, done) = (&plans, &failures, &done);
+        for mine in &busy {
+            let (plans, kept, wrong, working) = (&plans, &kept, &wrong, &working);
             scope.spawn(move || {
-                while failures.lock().unwrap_or_else(PoisonError::into_inner).len() < most {
-                    let Some(plan) = plans.lock().unwrap_or_else(PoisonError::into_inner).pop_front() else { break };
-                    *mine.lock().unwrap_or_else(PoisonError::into_inner) = Some((plan.clone(), Instant::now()));
+                while wrong.load(Ordering::Relaxed) < most {
+                    let Some((place, plan)) = locked(plans).pop_front() else { break };
+                    *locked(mine) = Some((plan.clone(), Instant::now()));
                     let outcome = run(&plan);
-                    *mine.lock().unwrap_or_else(PoisonError::into_inner) = None;
-                    done.fetch_add(1, Ordering::Relaxed);
-                    if !outcome.wrong.is_empty() {
-                        println!("FAILED {}: {}", outcome.plan, outcome.wrong.first().map_or("", String::as_str));
-                        failures.lock().unwrap_or_else(PoisonError::into_inner).push(outcome);
+                    *locked(mine) = None;
+                    if let Some(first) = outcome.wrong.first() {
+                        println!("FAILED {}: {first}", outcome.plan);
+                        wrong.fetch_add(1, Ordering::Relaxed);
+                    }
+                    if keep(&outcome) {
+                        locked(kept).push((place, outcome));
                     }
                 }
-                *mine.lock().unwrap_or_else(PoisonError::into_inner) = None;
-                done.fetch_add(total, Ordering::Relaxed);
+                working.fetch_sub(1, Ordering::Relaxed);
             });
         }
         scope.spawn(|| {
-            while done.load(Ordering::Relaxed) < total * threads {
-                std::thread::sleep(Duration::from_millis(200));
-                for worker in &working {
-                    let busy = worker.lock().unwrap_or_else(PoisonError::into_inner).clone();
-                    if let Some((plan, since)) = busy
+            while working.load(Ordering::Relaxed) > 0 {
+                std::thread::sleep(Duration::from_millis(20));
+                for worker in &busy {
+                    if let Some((plan, since)) = &*locked(worker)
                         && since.elapsed() > STUCK
                     {
-                        println!("{plan} does not get anywhere; {}", replay(&plan));
+                        println!("{plan} does not get anywhere; {}", replay(plan));
                         std::process::exit(1);
                     }
                 }
             }
         });
     });
-    failures.into_inner().unwrap_or_else(PoisonError::into_inner)
+    let mut kept = kept.into_inner().unwrap_or_else(PoisonError::into_inner);
+    kept.sort_by_key(|(place, _)| *place);
+    kept.into_iter().map(|(_, outcome)| outcome).collect()
+}
+
+fn locked<T>(what: &Mutex<T>) -> MutexGuard<'_, T> {
+    what.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// How to repeat a run.

@@ -7,7 +7,7 @@
 //!
 //! `IMG_STORAGE_SIM=SCENARIO:EFFECT:FAULT[:SEED]` repeats one run with its trace; `IMG_STORAGE_SIM_ONLY` picks a scenario,
 //! `IMG_STORAGE_SIM_SEED` another seed, `IMG_STORAGE_SIM_RANDOM` the number of random runs per scenario; with
-//! `IMG_STORAGE_SIM_SINGLES=0` there are only those. On the kernel plane one in 499 of the runs with a single fault is made, by
+//! `IMG_STORAGE_SIM_SINGLES=0` there are only those. On the kernel plane one in seven of the runs with a single fault is made, by
 //! the seed; with `IMG_STORAGE_SIM_EVERY=1` all.
 
 mod act;
