@@ -13,6 +13,7 @@ use img_storage_host::net::Network;
 use img_storage_model::{
     Dataset, Fault, HostName, Interval, PoolName,
     attribute::{Speed, SyncWorkers},
+    node::kernel::Quota,
 };
 pub use import::{Role as ImportAs, import};
 pub use kernel::Ssh;
@@ -110,6 +111,8 @@ pub struct Vm {
     pub pool: Option<PathBuf>,
     /// The dataset for local copies of volumes in ZFS pools; without it, the node serves none of those.
     pub zfs: Option<Dataset>,
+    /// How much room the copies may take that are kept for the next start of their volumes here.
+    pub warm_copies: Option<Quota>,
     /// How long a guest waits for a NAS that is away before its reads and writes fail.
     pub nas_timeout: Option<Interval>,
     /// The address by which NAS servers reach it for streams; without it, its name.
@@ -130,6 +133,10 @@ impl Config {
     fn check(&self) -> Result<(), Fault> {
         let invalid = |why: &str, next: &str| Err(Fault::invalid(why).next(format!("nothing was started; {next}")));
         let nas = &self.nas;
+        if self.vm.warm_copies.is_some() && self.vm.zfs.is_none() {
+            let next = "name the dataset for local copies in zfs, or take warm_copies away";
+            return invalid("[vm] warm_copies is given without [vm] zfs, in which there would be any", next);
+        }
         if nas.address.is_some() && nas.data_address.is_some() {
             return invalid("[nas] address and data_address are the same thing", "give data_address alone");
         }
@@ -174,10 +181,16 @@ mod tests {
             "[nas]\nadress = \"127.0.0.1\"",
             "[nas.pools]\n\"a/b\" = \"/x\"",
             "[vm]\nnodes = -1",
+            "[vm]\nzfs = \"p/i\"\nwarm_copies = \"lots\"",
+            "[vm]\nzfs = \"p/i\"\nwarm_copies = \"101%\"",
         ] {
             let fault = read(bad).unwrap_err();
             assert!(fault.message.contains("line"), "{bad}: {fault}");
         }
+        let alone = read("[vm]\nwarm_copies = \"1G\"").unwrap_err();
+        assert!(alone.message.contains("[vm] zfs"), "{alone}");
+        let warm = |text: &str| read(&format!("[vm]\nzfs = \"p/i\"\nwarm_copies = \"{text}\"")).unwrap().vm.warm_copies.unwrap();
+        assert_eq!((warm("2G"), warm("0"), warm("none"), warm("5%")), (Quota::Bytes(2 << 30), Quota::Bytes(0), Quota::Bytes(0), Quota::Percent(5)));
         let good = read("frequency = \"5m\"\n[nas.pools]\ntank = \"/srv/tank\"\n[vm]\nnodes = 3\n").unwrap();
         assert_eq!((good.frequency.unwrap().to_string(), good.nas.pools.len(), good.vm.nodes), ("5m".to_owned(), 1, Some(3)));
     }

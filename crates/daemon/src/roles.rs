@@ -275,6 +275,7 @@ async fn start_node(
         initiator,
         address: config.vm.data_address.map(|address| address.to_string()),
         step_deadline: STEP_DEADLINE,
+        warm: config.vm.warm_copies.unwrap_or_default(),
     };
     Node::start(settings, Arc::new(host), store, journal, member, Clock::System)
 }

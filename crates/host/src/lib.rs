@@ -22,7 +22,7 @@ use img_storage_model::{
     nas,
     node::{self, NodeVolume, StepResult},
 };
-use std::{future::Future, pin::Pin};
+use std::{collections::BTreeMap, future::Future, pin::Pin};
 
 /// A boxed future; the traits are used as objects, so that a daemon does not care what host it runs on.
 pub type Work<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -32,6 +32,17 @@ pub type Work<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct HostError(pub String);
+
+/// The local copies that a node's pool of the kernel plane holds, of mappings that last and of those that are over.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LocalCopies {
+    /// Bytes that there is room for in all, used or not.
+    pub size: u64,
+    /// Bytes free.
+    pub free: u64,
+    /// Bytes that each takes, with its snapshots and what is reserved for it.
+    pub used: BTreeMap<VolumeId, u64>,
+}
 
 /// The verbs of a node.
 pub trait NodeHost: Send + Sync {
@@ -45,6 +56,8 @@ pub trait NodeHost: Send + Sync {
     fn users(&self, volume: NodeVolume) -> Work<'_, Result<Vec<Holder>, HostError>>;
     /// The pool for local copies.
     fn pools(&self) -> Work<'_, Vec<PoolReport>>;
+    /// The local copies on the kernel plane, and their room.
+    fn copies(&self) -> Work<'_, Result<LocalCopies, HostError>>;
 }
 
 /// The verbs of a NAS. A volume is found by its pool and name; its identity is checked against the mark.

@@ -1,7 +1,7 @@
 //! Both planes of one host: every verb goes to the plane its volume is of.
 
 use crate::{
-    HostError, NasHost, NodeHost, VolumeRef, Work,
+    HostError, LocalCopies, NasHost, NodeHost, VolumeRef, Work,
     kernel::{nas::KernelNas, node::KernelNode},
     other_plane,
     qemu::{nas::QemuNas, node::QemuNode},
@@ -119,6 +119,15 @@ impl NodeHost for NodePlanes {
                 reports.push(kernel.pool().await);
             }
             reports
+        })
+    }
+
+    fn copies(&self) -> Work<'_, Result<LocalCopies, HostError>> {
+        Box::pin(async move {
+            match &self.kernel {
+                Some(kernel) => kernel.copies().await,
+                None => Ok(LocalCopies::default()),
+            }
         })
     }
 }

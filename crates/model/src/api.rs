@@ -5,6 +5,7 @@ use crate::{
     attribute::{AttributeView, Changes},
     messages::{DeviceKind, Endpoint, Progress},
     name::Selector,
+    node::Going,
 };
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -345,6 +346,31 @@ pub struct Event {
     pub what: String,
 }
 
+/// A local copy that a node keeps for the next start there.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct WarmCopy {
+    /// Of which volume.
+    #[schema(value_type = String)]
+    pub volume: VolumeId,
+    /// That volume's NAS.
+    #[schema(value_type = String)]
+    pub nas: HostName,
+    /// Its name, `POOL/NAME`.
+    pub name: String,
+    /// Bytes of the node's pool that it takes, snapshots included.
+    pub used: u64,
+    /// When its mapping ended.
+    #[schema(value_type = String, format = DateTime)]
+    pub since: Timestamp,
+    /// Why it is being removed, when it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub going: Option<Going>,
+    /// Why it is not removed although it was to be.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stays: Option<String>,
+}
+
 /// A host as the front end knows it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct HostView {
@@ -370,4 +396,7 @@ pub struct HostView {
     pub away: bool,
     /// Volumes there: on a NAS all it owns, on a node those mapped to it.
     pub volumes: u64,
+    /// Local copies that a node keeps for the next start there.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warm: Vec<WarmCopy>,
 }

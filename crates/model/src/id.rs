@@ -9,6 +9,13 @@ use uuid::Uuid;
 #[serde(transparent)]
 pub struct VolumeId(pub Uuid);
 
+impl FromStr for VolumeId {
+    type Err = uuid::Error;
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Uuid::try_parse(text).map(VolumeId)
+    }
+}
+
 /// Identity of one request of a front end (UUID v7): the answer to a repeated one is the stored answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]

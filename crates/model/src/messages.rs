@@ -5,7 +5,7 @@
 
 use crate::{
     Epoch, Fault, HostName, Plane, RequestId, Size, SnapshotId, VolumeId,
-    api::{Answer, Request},
+    api::{Answer, Request, WarmCopy},
     attribute::Speeds,
     node::PushResult,
     snapshot::Snapshot,
@@ -334,6 +334,9 @@ pub struct Hello {
     /// Addresses by which nodes reach its exports.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub addresses: Vec<String>,
+    /// A node's warm copies: all for a front end, and for a NAS those of its volumes.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warm: Vec<WarmCopy>,
     /// Number of the sender's start, so that a restart is seen.
     pub started: jiff::Timestamp,
     /// The receiver should introduce itself and send what it holds for the sender.
@@ -350,6 +353,13 @@ pub enum Body {
     Assign(Box<Assign>),
     /// Node to NAS.
     Report(Box<Report>),
+    /// NAS to node: these volumes were deleted, and warm copies of them are of no use. Said when it happens, and again to every hello
+    /// that lists one. Only what this NAS remembers to have deleted is in it: that a volume is not in its ledger means nothing, as that may
+    /// be a new one, or from a backup.
+    Deleted {
+        /// Them.
+        volumes: Vec<VolumeId>,
+    },
     /// NAS to node: who uses the guest's device of this volume?
     WhoUses {
         /// The volume.

@@ -3,7 +3,7 @@
 //! They show the facts a real host would show, without contents, jobs that take time, or failures; those are the simulation's
 //! (`img_storage_host::sim`) and the real planes'.
 
-use img_storage_host::{HostError, NasHost, NodeHost, VolumeRef, Work, other_plane};
+use img_storage_host::{HostError, LocalCopies, NasHost, NodeHost, VolumeRef, Work, other_plane};
 use img_storage_model::{
     Extents, Fact, Plane, VolumeId,
     messages::{ContentDigest, DeviceKind, Holder, PoolReport},
@@ -194,5 +194,9 @@ impl NodeHost for InstantNode {
 
     fn pools(&self) -> Work<'_, Vec<PoolReport>> {
         Box::pin(async { pool("local") })
+    }
+
+    fn copies(&self) -> Work<'_, Result<LocalCopies, HostError>> {
+        Box::pin(async { Ok(LocalCopies::default()) })
     }
 }

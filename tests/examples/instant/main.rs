@@ -93,6 +93,7 @@ impl Site {
             initiator: None,
             address: None,
             step_deadline: STEP_DEADLINE,
+            warm: Default::default(),
         };
         let store = NodeStore::open(&dir.join("ledger.db"), Commits::Grouped)?;
         let journal = Journal::open(&dir.join("journal.db"))?;

@@ -121,6 +121,7 @@ async fn forged(site: &mut Site, broker: &Broker) {
         pools: Vec::new(),
         addresses: Vec::new(),
         planes: Vec::new(),
+        warm: Vec::new(),
         started: jiff::Timestamp::now(),
         reply: true,
     };

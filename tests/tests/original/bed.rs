@@ -96,6 +96,7 @@ impl Bed {
                 initiator: None,
                 address: None,
                 step_deadline,
+                warm: Default::default(),
             };
             Node::start(config, Arc::new(self.faults.node(&me)), store, journal, member, self.clock).unwrap()
         };

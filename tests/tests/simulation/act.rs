@@ -13,7 +13,8 @@ use img_storage_model::{
 use std::{sync::Arc, time::Duration};
 use tokio::time::sleep;
 
-const SIZE: u64 = 1 << 20;
+/// How long a volume is.
+pub const SIZE: u64 = 1 << 20;
 /// What it is made longer to.
 pub const LARGER: u64 = SIZE + 4 * Size::GRAIN;
 
@@ -26,8 +27,8 @@ pub struct Act {
     seed: u64,
 }
 
-async fn create(site: &Arc<Site>) -> Result<VolumeId, String> {
-    let name = VolumeName::new("vol1").map_err(|f| f.to_string())?;
+async fn create(site: &Arc<Site>, name: &str) -> Result<VolumeId, String> {
+    let name = VolumeName::new(name).map_err(|f| f.to_string())?;
     let size = Size::exact(SIZE).map_err(|f| f.to_string())?;
     for _ in 0..200 {
         match site.ask(Request::Create { pool: None, name: name.clone(), size, import: false }).await {
@@ -91,8 +92,14 @@ async fn fill(site: &Site, volume: VolumeId, endpoint: &Endpoint) -> bool {
 impl Act {
     /// With a new volume, empty or filled by a front end.
     pub async fn begin(site: &Arc<Site>, imported: bool, seed: u64) -> Result<Self, String> {
-        let volume = if imported { import(site).await? } else { create(site).await? };
+        let volume = if imported { import(site).await? } else { create(site, "vol1").await? };
         Ok(Act { site: Arc::clone(site), volume, guest: None, bytes: SIZE, seed })
+    }
+
+    /// The same operator, with another volume.
+    pub async fn another(&self, name: &str) -> Result<Self, String> {
+        let volume = create(&self.site, name).await?;
+        Ok(Act { site: Arc::clone(&self.site), volume, guest: None, bytes: SIZE, seed: self.seed + 1 })
     }
 
     /// Reads the whole volume through a front end, slowly: what it gets is a point in time.

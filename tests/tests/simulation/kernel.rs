@@ -2,7 +2,8 @@
 //! under their guests.
 
 use super::act::{Act, LARGER};
-use img_storage_model::{Size, api::Phase};
+use img_storage_model::{Size, VolumeId, api::Phase};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::sleep;
 
@@ -50,6 +51,62 @@ pub async fn warm(act: &mut Act) -> Result<(), String> {
     act.is(Phase::Local).await?;
     act.guest_works(60).await;
     act.unmap(false).await
+}
+
+/// Several volumes on one node, which may keep one copy. One is deleted while the node is away, another while it is there.
+pub async fn quota(act: &mut Act) -> Result<(), String> {
+    used(act).await?;
+    let mut second = act.another("vol2").await?;
+    used(&mut second).await?;
+    keeps(act, second.volume).await?;
+    let site = Arc::clone(&act.site);
+    site.while_away(&act.node(0), second.delete()).await?;
+    nothing_kept(act, second.volume).await?;
+    let mut third = act.another("vol3").await?;
+    used(&mut third).await?;
+    used(act).await?;
+    keeps(act, act.volume).await?;
+    // Used last, it stays while one comes that is not kept.
+    third.map(0, false).await?;
+    third.is(Phase::Remote).await?;
+    third.guest_works(50).await;
+    third.unmap(false).await?;
+    third.delete().await?;
+    nothing_kept(act, third.volume).await?;
+    keeps(act, act.volume).await
+}
+
+/// Local on the first node, and unmapped.
+async fn used(act: &mut Act) -> Result<(), String> {
+    act.map(0, true).await?;
+    act.is(Phase::Local).await?;
+    act.guest_works(100).await;
+    act.unmap(false).await
+}
+
+/// The first node keeps a copy of this volume, and soon of no other.
+async fn keeps(act: &Act, volume: VolumeId) -> Result<(), String> {
+    let mut kept = Vec::new();
+    for _ in 0..60 {
+        kept = act.site.world.local_copies(&act.node(0));
+        if kept == [volume] {
+            return Ok(());
+        }
+        sleep(Duration::from_secs(5)).await;
+    }
+    Err(format!("{} is to keep a copy of {volume} alone, and keeps {kept:?}", act.node(0)))
+}
+
+/// No node keeps a copy of a volume that was deleted, soon.
+pub async fn nothing_kept(act: &Act, volume: VolumeId) -> Result<(), String> {
+    let keeps = || act.site.nodes.iter().find(|node| act.site.world.local_copies(node).contains(&volume));
+    for _ in 0..60 {
+        if keeps().is_none() {
+            return Ok(());
+        }
+        sleep(Duration::from_secs(5)).await;
+    }
+    keeps().map_or(Ok(()), |node| Err(format!("{node} keeps a copy of {volume}, which was deleted")))
 }
 
 /// Made longer under its guest: over the network, while it is copied, and on the local copy.

@@ -45,6 +45,7 @@ pub const SCENARIOS: &[(&str, Play)] = &[
     ("k-elsewhere", |a| Box::pin(kernel::elsewhere(a))),
     ("k-warm", |a| Box::pin(kernel::warm(a))),
     ("k-grow", |a| Box::pin(kernel::grow(a))),
+    ("k-quota", |a| Box::pin(kernel::quota(a))),
 ];
 
 /// Plays one.
@@ -60,7 +61,8 @@ pub async fn play(site: &Arc<Site>, name: &str, seed: u64) -> Result<(), String>
         act.unmap(true).await?;
     }
     act.is_clean().await?;
-    act.delete().await
+    act.delete().await?;
+    kernel::nothing_kept(&act, act.volume).await
 }
 
 /// Its attributes change while it is copied and while it is local; a guest that rests leaves nothing to be brought home.

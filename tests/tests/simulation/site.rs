@@ -1,6 +1,9 @@
 //! A site: one NAS, some nodes, their daemons and the bus; and the operator who asks things of them.
 
-use super::plan::{Mishap, Plan, Trouble};
+use super::{
+    act,
+    plan::{Mishap, Plan, Trouble},
+};
 use img_storage_daemon::{
     bus::{Delivery, Exchange, Post, ReplyTo},
     clock::{Clock, Ids},
@@ -16,6 +19,7 @@ use img_storage_model::{
     api::{Answer, Request, VolumeView},
     attribute::Defaults,
     messages::{Body, Envelope, Hello, KernelReport, Role},
+    node::kernel::Quota,
 };
 use jiff::Timestamp;
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
@@ -78,6 +82,7 @@ pub struct Site {
     daemons: Mutex<BTreeMap<HostName, Running>>,
     starts: AtomicU64,
     boots: AtomicU64,
+    warm: Quota,
     waiting: Waiting,
     front: Post,
     foreign: AtomicU64,
@@ -212,6 +217,7 @@ impl Site {
             daemons: Mutex::default(),
             starts: AtomicU64::new(0),
             boots: AtomicU64::new(0),
+            warm: if plan.scenario == "k-quota" { Quota::Bytes(act::SIZE * 3 / 2) } else { Quota::default() },
             waiting,
             front: member.post,
             foreign: AtomicU64::new(0),
@@ -249,6 +255,7 @@ impl Site {
                 initiator: Some(SimNode::initiator(name)),
                 address: None,
                 step_deadline: STEP_DEADLINE,
+                warm: self.warm,
             };
             let host = Arc::new(self.faults.node(name));
             Node::start(config, host, NodeStore::open(&ledger, Commits::Single)?, journal, member, self.clock)?
@@ -268,6 +275,17 @@ impl Site {
         if let Err(fault) = self.start(name) {
             self.world.note(format!("VIOLATION the daemon of {name} does not start: {fault}"));
         }
+    }
+
+    /// A host's daemon is away while something is done.
+    pub async fn while_away<R>(&self, name: &HostName, what: impl Future<Output = R>) -> R {
+        lock(&self.daemons).remove(name);
+        self.world.note(format!("the daemon of {name} is away"));
+        let done = what.await;
+        // A fault may have had it started again meanwhile.
+        let back = self.start(name);
+        self.world.note(format!("the daemon of {name} is back: {back:?}"));
+        done
     }
 
     /// Restarts a host's machine, and its daemon with it.
@@ -405,6 +423,7 @@ async fn open_mail(mut inbox: mpsc::UnboundedReceiver<Delivery>, waiting: Waitin
                     pools: Vec::new(),
                     planes: Vec::new(),
                     addresses: Vec::new(),
+                    warm: Vec::new(),
                     started,
                     reply: false,
                 };

@@ -232,6 +232,7 @@ impl Office for Fake {
             heard,
             away: heard > 60,
             volumes,
+            warm: vec![],
         };
         let hosts = vec![
             host("frontend", Role::Frontend, 0, 0),

@@ -1,7 +1,7 @@
 //! What would be used of a configuration, key by key, and where each value is from.
 
 use super::{Config, files};
-use img_storage_model::{Fault, Interval, attribute::Defaults};
+use img_storage_model::{Fault, Interval, attribute::Defaults, node::kernel::Quota};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 
@@ -51,6 +51,9 @@ fn defaults(config: &Config) -> Result<Vec<(&'static str, String)>, Fault> {
         ("vm.nodes", crate::roles::NODES.to_string()),
         ("vm.pool", quoted(&"DIR/HOST/pool")),
     ];
+    if config.vm.zfs.is_some() {
+        all.push(("vm.warm_copies", quoted(&Quota::default())));
+    }
     if config.nas.data_address().is_none() && config.nas.data_network.is_none() && !config.is_for_many() {
         all.push(("nas.data_address", quoted(&"127.0.0.1")));
     }

@@ -147,6 +147,7 @@ impl Desk {
             pools: Vec::new(),
             planes: Vec::new(),
             addresses: Vec::new(),
+            warm: Vec::new(),
             started: self.started,
             reply,
         };
@@ -333,6 +334,7 @@ impl Desk {
             heard: 0,
             away: false,
             volumes: 0,
+            warm: Vec::new(),
         };
         let known = self.known();
         let others = known.iter().map(|(name, k)| {
@@ -348,6 +350,7 @@ impl Desk {
                 heard: u64::try_from(heard).unwrap_or(0),
                 away: k.away || heard > AWAY_AFTER,
                 volumes: volumes.iter().filter(on_it).count() as u64,
+                warm: k.hello.warm.clone(),
             }
         });
         std::iter::once(me).chain(others).collect()

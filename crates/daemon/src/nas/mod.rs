@@ -23,7 +23,7 @@ use crate::{
 use img_storage_host::{NasHost, VolumeRef};
 use img_storage_model::{
     Epoch, Fault, HostName, Plane, RequestId, VolumeId,
-    api::VolumeView,
+    api::{VolumeView, WarmCopy},
     attribute::{AttributeFrom, Attributes, Defaults, NasAttributes},
     messages::{Body, Envelope, Hello, Holder, NodePhase, Report, Role, VERSION},
     nas::{Authority, Stage, VolumeRecord},
@@ -285,6 +285,9 @@ impl Nas {
                 if hello.reply {
                     self.hello(&from, false);
                 }
+                if hello.role == Role::Node {
+                    self.tell_deleted(&from, &hello.warm);
+                }
                 if restarted {
                     self.tell_those_of(&from, hello.role, hello.started);
                 }
@@ -311,7 +314,7 @@ impl Nas {
                     self.tasks.spawn(async move { nas.serve(from, id, *request).await });
                 }
             }
-            Body::Assign(_) | Body::WhoUses { .. } | Body::Answer { .. } => {
+            Body::Assign(_) | Body::Deleted { .. } | Body::WhoUses { .. } | Body::Answer { .. } => {
                 tracing::warn!(%from, "a message that is not for a NAS was dropped");
             }
         }
@@ -319,6 +322,25 @@ impl Nas {
 
     fn answering(&self) -> MutexGuard<'_, BTreeSet<RequestId>> {
         self.answering.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Tells a node which of the volumes that it keeps copies of were deleted.
+    fn tell_deleted(&self, node: &HostName, warm: &[WarmCopy]) {
+        if warm.is_empty() {
+            return;
+        }
+        match self.store.deleted(warm.iter().filter(|copy| copy.nas == *self.post.name()).map(|copy| copy.volume)) {
+            Ok(volumes) if volumes.is_empty() => {}
+            Ok(volumes) => self.post.send(node, Body::Deleted { volumes }),
+            Err(fault) => tracing::warn!("{node} asks about the copies it keeps: {fault}"),
+        }
+    }
+
+    /// A volume is gone: nodes that keep a copy of it hear so. Those that are away ask when they are back.
+    pub(crate) fn was_deleted(&self, volume: VolumeId) {
+        for node in self.peers.nodes() {
+            self.post.send(&node, Body::Deleted { volumes: vec![volume] });
+        }
     }
 
     /// A host came (back): its volumes' actors look again.
@@ -365,6 +387,7 @@ impl Nas {
                 pools,
                 planes,
                 addresses: vec![nas.config.address.clone()],
+                warm: Vec::new(),
                 started: nas.started,
                 reply,
             };

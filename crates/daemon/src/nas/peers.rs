@@ -110,6 +110,12 @@ impl Peers {
         self.known.lock().unwrap_or_else(PoisonError::into_inner).get(host).map_or_else(Vec::new, |p| p.planes.clone())
     }
 
+    /// The nodes that were heard of and are not known to be away.
+    pub fn nodes(&self) -> Vec<HostName> {
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        known.iter().filter(|(_, p)| p.role == Role::Node && !p.away).map(|(name, _)| name.clone()).collect()
+    }
+
     /// Whether a host was heard of and is away now.
     pub fn is_away(&self, host: &HostName) -> bool {
         self.known.lock().unwrap_or_else(PoisonError::into_inner).get(host).is_some_and(|p| p.away)

@@ -5,6 +5,7 @@
 
 mod original;
 mod volume;
+mod warm;
 
 use crate::{
     bus::{Delivery, Member, Post},
@@ -18,7 +19,7 @@ use img_storage_host::NodeHost;
 use img_storage_model::{
     Fault, HostName, Plane, RequestId, VolumeId,
     messages::{Assign, Body, Envelope, Hello, Role, VERSION},
-    node::{NodeRecord, NodeVolume},
+    node::{Going, NodeRecord, NodeVolume, kernel::Quota},
 };
 use jiff::Timestamp;
 use std::{
@@ -40,6 +41,8 @@ pub struct Config {
     pub address: Option<String>,
     /// The longest a step may take before it is given up and looked at again.
     pub step_deadline: Duration,
+    /// How much room warm copies may take.
+    pub warm: Quota,
 }
 
 /// A node daemon.
@@ -55,6 +58,7 @@ pub struct Node {
     greeting: Greeting,
     actors: Mutex<BTreeMap<VolumeId, (NodeVolume, mpsc::UnboundedSender<Mail>)>>,
     seen: Mutex<BTreeMap<VolumeId, original::Seen>>,
+    shelf: warm::Shelf,
 }
 
 /// What a volume's actor gets.
@@ -63,6 +67,8 @@ pub(crate) enum Mail {
     Assign(Box<Assign>),
     /// The NAS came (back): tell it how things are.
     Report,
+    /// The warm copy is to go, where there is one; `by` is the NAS that says so.
+    Drop { why: Going, by: Option<HostName> },
 }
 
 impl Node {
@@ -93,12 +99,14 @@ impl Node {
             greeting: Greeting::default(),
             actors: Mutex::default(),
             seen: Mutex::default(),
+            shelf: warm::Shelf::default(),
         });
         let nases: BTreeSet<HostName> = records.iter().filter(|r| !r.has_ended()).map(|r| r.assign.nas.clone()).collect();
         for record in records {
             node.begin(record, true);
         }
         tasks.spawn(Arc::clone(&node).receive(member.inbox));
+        tasks.spawn(Arc::clone(&node).keep_warm());
         tasks.spawn(Arc::clone(&node).greet(nases));
         Ok(Running::new(tasks))
     }
@@ -148,7 +156,7 @@ impl Node {
     fn take(self: &Arc<Self>, message: Envelope) {
         let from = message.from;
         match message.body {
-            Body::Hello(Hello { role: Role::Nas, .. }) | Body::Assign(_) | Body::WhoUses { .. }
+            Body::Hello(Hello { role: Role::Nas, .. }) | Body::Assign(_) | Body::Deleted { .. } | Body::WhoUses { .. }
                 if !self.config.cluster.is_nas(&from) =>
             {
                 tracing::warn!(%from, "a message of somebody who is no NAS of this cluster was refused; see [cluster] nases");
@@ -162,6 +170,11 @@ impl Node {
                 }
             }
             Body::Assign(assign) => self.assigned(&from, *assign),
+            Body::Deleted { volumes } => {
+                for volume in volumes {
+                    self.drop_warm(volume, Going::Deleted, Some(&from));
+                }
+            }
             Body::WhoUses { volume, query } => self.who_uses(from, volume, query),
             Body::Report(_) | Body::Users { .. } | Body::Request { .. } | Body::Answer { .. } => {
                 tracing::warn!(%from, "a message that is not for a node was dropped");
@@ -196,6 +209,14 @@ impl Node {
         });
     }
 
+    /// Asks a volume's actor to let go of its warm copy.
+    fn drop_warm(&self, volume: VolumeId, why: Going, by: Option<&HostName>) {
+        let known = self.actors.lock().unwrap_or_else(PoisonError::into_inner).get(&volume).cloned();
+        if let Some((_, mailbox)) = known {
+            let _ = mailbox.send(Mail::Drop { why, by: by.cloned() });
+        }
+    }
+
     fn hello(self: &Arc<Self>, to: &HostName) {
         let (node, to) = (Arc::clone(self), to.clone());
         self.tasks.spawn(async move {
@@ -207,6 +228,7 @@ impl Node {
                 planes: node.config.planes.iter().map(ToString::to_string).collect(),
                 initiator: node.config.initiator.clone(),
                 addresses: node.config.address.iter().cloned().collect(),
+                warm: node.shelf.warm(node.config.cluster.is_nas(&to).then_some(&to)),
                 started: node.started,
                 reply: false,
             };

@@ -6,8 +6,9 @@ use crate::{
     steps::{self, OBSERVE_DEADLINE, Repeats},
 };
 use img_storage_model::{
+    HostName,
     messages::{Assign, Body, NodePhase, Report},
-    node::{self, Decision, Facts, JobState, NodeChange, NodeRecord, NodeVolume, Step, Truth},
+    node::{self, Decision, Facts, Going, JobState, NodeChange, NodeRecord, NodeVolume, Step, Truth},
 };
 use jiff::Timestamp;
 use std::{sync::Arc, time::Duration};
@@ -81,7 +82,9 @@ impl Actor {
             if phase_is_good(&self.record, &facts) {
                 self.setback.well();
             }
-            let open = match node::plan(&self.record, &facts) {
+            let decision = node::plan(&self.record, &facts);
+            self.node.shelf.note(&self.record, &decision);
+            let open = match decision {
                 Decision::Do(step) => {
                     self.report(&facts);
                     if self.retry.holds() || (step.begins_anew() && self.setback.holds()) {
@@ -228,11 +231,15 @@ impl Actor {
             NodeChange::Pushed(result) => format!("write-back {} ended: {}", result.push, ending(&result.outcome)),
             NodeChange::Lies(lies) => format!("the guest's writes: {lies:?}"),
             NodeChange::LocalGone => "the local copy is gone".to_owned(),
-            NodeChange::Ended { warm: false } => "the mapping is over".to_owned(),
-            NodeChange::Ended { warm: true } => "the mapping is over; the local copy is kept for the next time".to_owned(),
+            NodeChange::Ended { warm: false, .. } => "the mapping is over".to_owned(),
+            NodeChange::Ended { warm: true, .. } => "the mapping is over; the local copy is kept for the next time".to_owned(),
+            NodeChange::Received(snapshot) => format!("the local copy holds what came from the NAS, up to {}", snapshot.id),
+            NodeChange::Going(why) => format!("the copy kept for the next time goes: {why}"),
+            NodeChange::Stays(why) => format!("the copy kept for the next time was to go, and stays: {why}"),
+            NodeChange::WarmGone => "the copy kept for the next time is gone".to_owned(),
         };
         let mut next = self.record.clone();
-        next.apply(change);
+        next.apply(change, self.node.clock.now());
         self.node.store.put(&next).await.map_err(|fault| fault.to_string())?;
         self.record = next;
         tracing::info!(volume = %self.record.assign.name, epoch = %self.record.assign.epoch, "{what}");
@@ -244,6 +251,21 @@ impl Actor {
         match mail {
             Mail::Assign(assign) => self.assigned(*assign).await,
             Mail::Report => self.tell = true,
+            Mail::Drop { why, by } => self.drop_warm(why, by).await,
+        }
+    }
+
+    /// Writes down that the warm copy is to go. Of a mapping that lasts nothing is; who asks, asks again.
+    async fn drop_warm(&mut self, why: Going, by: Option<HostName>) {
+        let Some(warm) = self.record.kept() else { return };
+        let theirs = by.is_none_or(|nas| nas == self.record.assign.nas);
+        if theirs
+            && warm.going.is_none()
+            && warm.stays.is_none()
+            && let Err(why) = self.record(NodeChange::Going(why)).await
+        {
+            self.unsure = true;
+            tracing::warn!(volume = %self.record.assign.name, "{why}");
         }
     }
 

@@ -8,6 +8,7 @@ use std::path::Path;
 
 const SCHEMA: &str = "
 create table if not exists volume (id text primary key, pool text not null, name text not null, record text not null, unique (pool, name)) strict;
+create table if not exists deleted (id text primary key, at integer not null) strict;
 create table if not exists attributes (only integer primary key check (only = 1), record text not null) strict;
 create table if not exists boot (id text not null) strict;
 create table if not exists secret (bytes blob not null) strict;
@@ -75,7 +76,7 @@ impl NasStore {
         self.0.change_now(row(record)?)
     }
 
-    /// Removes a volume's row, and in the same instant remembers the answer to who asked for that.
+    /// Removes a volume's row, and in the same instant remembers that it was deleted, for ever, and the answer to who asked for that.
     ///
     /// # Errors
     /// When the ledger cannot be written.
@@ -83,9 +84,26 @@ impl NasStore {
         let deleted = asked.map(|request| Ok((request, answer(&Ok(Box::new(Answer::Deleted)))?))).transpose()?;
         let removal = move |db: &Connection| {
             db.execute("delete from volume where id = ?1", [volume.to_string()])?;
+            db.execute("insert or ignore into deleted (id, at) values (?1, ?2)", params![volume.to_string(), now.as_second()])?;
             deleted.map_or(Ok(()), |(request, text)| give(db, request, &text, now))
         };
         self.0.change(removal).await
+    }
+
+    /// Which of these were deleted here. One that is neither there nor among these is unknown: it may be newer than this ledger.
+    ///
+    /// # Errors
+    /// When the ledger cannot be read.
+    pub fn deleted(&self, volumes: impl IntoIterator<Item = VolumeId>) -> Result<Vec<VolumeId>, Fault> {
+        let db = self.0.read();
+        let mut query = db.prepare_cached("select 1 from deleted where id = ?1").map_err(|e| broken("be read", e))?;
+        let mut found = Vec::new();
+        for volume in volumes {
+            if query.exists([volume.to_string()]).map_err(|e| broken("be read", e))? {
+                found.push(volume);
+            }
+        }
+        Ok(found)
     }
 
     /// What was set of the NAS.

@@ -4,7 +4,7 @@
 //! repeating its plan. A crash cannot be done here: the harness is told through a channel, and the verb never returns.
 
 use super::World;
-use crate::{HostError, NasHost, NodeHost, VolumeRef, Work};
+use crate::{HostError, LocalCopies, NasHost, NodeHost, VolumeRef, Work};
 use img_storage_model::{
     Fact, HostName, VolumeId,
     messages::{DeviceKind, Holder, PoolReport},
@@ -269,6 +269,15 @@ impl NodeHost for FaultyNode {
 
     fn pools(&self) -> Work<'_, Vec<PoolReport>> {
         self.inner.pools()
+    }
+
+    fn copies(&self) -> Work<'_, Result<LocalCopies, HostError>> {
+        Box::pin(async move {
+            if self.faults.blind(&self.name) {
+                return Err(HostError("a fault of the simulation".to_owned()));
+            }
+            self.inner.copies().await
+        })
     }
 }
 

@@ -7,7 +7,7 @@ use super::{
     refuse,
     state::{State, blocks, pool_report},
 };
-use crate::{HostError, NodeHost, Work};
+use crate::{HostError, LocalCopies, NodeHost, Work};
 use img_storage_model::{
     Epoch, HostName, Plane, VolumeId,
     messages::{DeviceKind, Endpoint, Holder, PoolReport},
@@ -77,6 +77,10 @@ impl NodeHost for SimNode {
 
     fn pools(&self) -> Work<'_, Vec<PoolReport>> {
         Box::pin(async { vec![pool_report("local", Plane::Qemu)] })
+    }
+
+    fn copies(&self) -> Work<'_, Result<LocalCopies, HostError>> {
+        Box::pin(async { Ok(self.kernel_copies()) })
     }
 }
 

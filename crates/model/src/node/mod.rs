@@ -13,7 +13,7 @@ use crate::{
     messages::{Assign, NodePhase, Report},
 };
 pub use job::{Job, JobState, Layer};
-pub use record::{Lies, NodeChange, NodeRecord, PushOutcome, PushResult, Truth};
+pub use record::{Going, Lies, NodeChange, NodeRecord, PushOutcome, PushResult, Truth, Warm};
 use std::fmt;
 
 /// What a node's host can show about one volume.
@@ -170,8 +170,8 @@ impl Step {
                 matches!(step, qemu::NodeStep::DigestPush { .. } | qemu::NodeStep::RemoveLocal | qemu::NodeStep::ReserveLocal)
             }
             Step::Kernel(step) => {
-                use kernel::NodeStep::{DestroyLocal, DropSnapshot, FlushRemote, RollBackLocal, Swap};
-                matches!(step, DestroyLocal | RollBackLocal { .. } | DropSnapshot { .. } | FlushRemote | Swap { .. })
+                use kernel::NodeStep::{DestroyLocal, DestroyWarm, DropSnapshot, FlushRemote, RollBackLocal, Swap};
+                matches!(step, DestroyLocal | DestroyWarm { .. } | RollBackLocal { .. } | DropSnapshot { .. } | FlushRemote | Swap { .. })
             }
         }
     }

@@ -1,7 +1,8 @@
 //! What a node must remember about a volume because no host can show it: the node's ledger row.
 
 use super::{Layer, kernel::Table};
-use crate::{Epoch, Extents, SnapshotId, VolumeId, messages::Assign, messages::ContentDigest, snapshot::Snapshot};
+use crate::{Epoch, Extents, Plane, SnapshotId, VolumeId, messages::Assign, messages::ContentDigest, snapshot::Snapshot};
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 /// Which copy holds the newest acknowledged writes, as this node knows it.
@@ -91,6 +92,41 @@ pub struct PushResult {
     pub outcome: PushOutcome,
 }
 
+/// Why a warm copy is to go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Going {
+    /// The warm copies take more than they may, and it was used longest ago.
+    Quota,
+    /// A local copy that is about to be made needs its room.
+    Room,
+    /// Its volume was deleted.
+    Deleted,
+}
+
+impl std::fmt::Display for Going {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(match self {
+            Going::Quota => "the warm copies take more than they may",
+            Going::Room => "a local copy that is about to be made needs the room",
+            Going::Deleted => "the volume was deleted",
+        })
+    }
+}
+
+/// What is remembered of a local copy that is kept for the next start, after its mapping ended.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Warm {
+    /// When the mapping ended: what was used longest ago goes first.
+    pub since: Timestamp,
+    /// The newest snapshot in it, where the NAS is known to have had it then. A copy with another one may be the only one there is.
+    pub home: Option<Snapshot>,
+    /// It is to go.
+    pub going: Option<Going>,
+    /// It was to go, and stays: why.
+    pub stays: Option<String>,
+}
+
 /// The ledger row of one volume on a node.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeRecord {
@@ -111,6 +147,12 @@ pub struct NodeRecord {
     pub ended: Option<Epoch>,
     /// The last push's end, kept until the NAS has accepted it or ordered another.
     pub pushed: Option<PushResult>,
+    /// The local copy held this and nothing newer while it still took the NAS's streams: no guest had written to it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub received: Option<Snapshot>,
+    /// The local copy is kept for the next start.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub warm: Option<Warm>,
 }
 
 impl NodeRecord {
@@ -125,6 +167,8 @@ impl NodeRecord {
             local: None,
             ended: None,
             pushed: None,
+            received: None,
+            warm: None,
         }
     }
 
@@ -133,8 +177,15 @@ impl NodeRecord {
         self.ended.is_some_and(|e| e >= self.assign.epoch)
     }
 
-    /// The row after a change.
-    pub fn apply(&mut self, change: NodeChange) {
+    /// What is remembered of the warm copy, when the mapping is over and there may be one. Of a row that is older than this program
+    /// nothing is: such a copy goes first.
+    pub fn kept(&self) -> Option<Warm> {
+        let may_be = self.has_ended() && self.truth == Truth::Remote && self.local.is_some() && self.assign.plane == Plane::Kernel;
+        may_be.then(|| self.warm.clone().unwrap_or_default())
+    }
+
+    /// The row after a change; `now` is the daemon's clock.
+    pub fn apply(&mut self, change: NodeChange, now: Timestamp) {
         match change {
             NodeChange::Truth(truth) => self.truth = truth,
             NodeChange::Lies(lies) => {
@@ -144,7 +195,13 @@ impl NodeRecord {
             NodeChange::Local(epoch) => self.local = Some(epoch),
             NodeChange::Pushed(result) => self.pushed = Some(result),
             NodeChange::LocalGone => self.local = None,
-            NodeChange::Ended { warm } => {
+            NodeChange::Received(snapshot) => self.received = Some(snapshot),
+            NodeChange::Going(why) => self.warm = self.kept().map(|warm| Warm { going: Some(why), stays: None, ..warm }),
+            NodeChange::Stays(why) => self.warm = self.kept().map(|warm| Warm { going: None, stays: Some(why), ..warm }),
+            // That one was made stays known: a stream that was under way when the mapping ended may still make another.
+            NodeChange::WarmGone => self.warm = None,
+            NodeChange::Ended { warm, home } => {
+                self.warm = warm.then(|| Warm { since: now, home, ..Warm::default() });
                 self.ended = Some(self.assign.epoch);
                 self.truth = Truth::Remote;
                 self.pushed = None;
@@ -168,9 +225,19 @@ pub enum NodeChange {
     LocalGone,
     /// A push ended.
     Pushed(PushResult),
+    /// What the local copy holds came from the NAS, up to this.
+    Received(Snapshot),
+    /// The warm copy is to go.
+    Going(Going),
+    /// The warm copy was to go, and stays: why.
+    Stays(String),
+    /// The warm copy is gone.
+    WarmGone,
     /// Nothing of this mapping is left on the node.
     Ended {
         /// But for a local copy that is what the NAS has, for the next time.
         warm: bool,
+        /// Its newest snapshot, where the NAS is known to have that.
+        home: Option<Snapshot>,
     },
 }

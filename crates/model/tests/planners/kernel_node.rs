@@ -35,7 +35,7 @@ fn ordered(want: Want) -> Assign {
 fn row(lies: Lies, want: Want) -> NodeRecord {
     let mut record = NodeRecord::new(ordered(want));
     record.local = Some(E);
-    record.apply(NodeChange::Lies(lies));
+    record.apply(NodeChange::Lies(lies), jiff::Timestamp::UNIX_EPOCH);
     record
 }
 
@@ -246,7 +246,7 @@ fn what_is_local_is_kept_for_the_next_time_when_it_is_home() {
     };
     let f = |local| seen(None, None, Some(local), false);
     assert!(waits(&plan(&over(false, 1), &f(copy(&[1])))));
-    assert_eq!(plan(&over(true, 1), &f(copy(&[1]))), Decision::Record(NodeChange::Ended { warm: true }));
+    assert_eq!(plan(&over(true, 1), &f(copy(&[1]))), Decision::Record(NodeChange::Ended { warm: true, home: Some(point(1)) }));
     assert!(stuck(&plan(&over(true, 1), &f(LocalZvol { written: 1, ..copy(&[1]) }))), "written after it");
     assert!(stuck(&plan(&over(true, 1), &f(copy(&[1, 2])))), "a newer one is not home");
 }
@@ -340,7 +340,7 @@ prop_compose! {
         let pushed = pushed.map(|n| PushResult { push: snapshot(n), outcome: PushOutcome::Taken(point(n)) });
         let export = exported.then(target);
         let mut record = NodeRecord::new(Assign { plane: Plane::Kernel, kernel, export, ..assign });
-        record.apply(NodeChange::Lies(lies));
+        record.apply(NodeChange::Lies(lies), jiff::Timestamp::UNIX_EPOCH);
         NodeRecord { local, ended, pushed, ..record }
     }
 }

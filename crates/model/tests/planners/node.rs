@@ -216,7 +216,7 @@ fn the_local_copy_goes_when_it_came_home_and_not_before() {
     let clean = QsdFacts { bitmaps: vec![Bitmap { dirty: 0, ..q.bitmaps[0] }], ..q };
     assert_eq!(decide(&released, Some(clean), Some(file())), Decision::Do(NodeStep::Stop { force: false }));
     assert_eq!(decide(&released, None, Some(file())), Decision::Do(NodeStep::RemoveLocal));
-    assert_eq!(decide(&released, None, None), Decision::Record(NodeChange::Ended { warm: false }));
+    assert_eq!(decide(&released, None, None), Decision::Record(NodeChange::Ended { warm: false, home: None }));
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use super::{api, wire};
 use crate::frontend::TransferView;
-use img_storage_model::api::{Event, HostView, Phase, Trouble, VolumeView, WriteBack};
+use img_storage_model::api::{Event, HostView, Phase, Trouble, VolumeView, WarmCopy, WriteBack};
 use utoipa::{Modify, OpenApi, ToSchema, openapi};
 
 /// The OpenAPI 3.1 description of the API.
@@ -52,6 +52,7 @@ pub fn openapi() -> openapi::OpenApi {
         Trouble,
         WriteBack,
         HostView,
+        WarmCopy,
         Event,
         TransferView,
         wire::Plain,

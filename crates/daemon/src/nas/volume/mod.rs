@@ -342,6 +342,9 @@ impl Actor {
         let now = self.nas.clock.now();
         if *change == NasChange::Deleted {
             self.nas.store.remove(self.record.id, self.record.asked, now).await?;
+            if self.record.plane == Plane::Kernel {
+                self.nas.was_deleted(self.record.id);
+            }
             self.over = true;
             return Ok(());
         }

@@ -11,6 +11,7 @@ use crate::{
 use img_storage_model::{
     Epoch, SnapshotId,
     node::kernel::{LocalZvol, Overlay},
+    snapshot::Snapshot,
 };
 
 impl Steps<'_> {
@@ -41,6 +42,23 @@ impl Steps<'_> {
             Some(epoch) => zfs.set(&self.local, RECEIVES, &epoch.to_string()).await,
             None => zfs.unset(&self.local, RECEIVES).await,
         }
+    }
+
+    /// The planner looked a moment ago; who wrote to it since by hand, or has it open, is found here. ZFS counts what was written when
+    /// it syncs, which whoever closes a zvol waits for.
+    pub(super) async fn destroy_warm(&self, home: Snapshot) -> Result<(), HostError> {
+        let zfs = &self.host.zfs;
+        let Some(found) = marks::ours(zfs, &self.local, self.volume.id).await? else { return Ok(()) };
+        zfs.refuse_in_use(&self.local, "destroyed").await?;
+        let points = marks::points(&zfs.snapshots(&self.local).await?.unwrap_or_default());
+        if points.ours.last().map(|(newest, _)| *newest) != Some(home) {
+            return Err(HostError(format!("the newest snapshot of {} is not {} any more; it is kept", self.local, home.id)));
+        }
+        let written = marks::written(zfs, &found, &points).await?;
+        if written > 0 {
+            return Err(HostError(format!("{written} bytes were written to {} since its newest snapshot; it is kept", self.local)));
+        }
+        zfs.destroy_volume(&self.local, &self.volume.id.to_string(), marks::HOLD).await
     }
 
     pub(super) async fn roll_back(&self, to: SnapshotId) -> Result<(), HostError> {

@@ -15,7 +15,7 @@ use super::{
     nas::pool_report,
     zfs::Zfs,
 };
-use crate::HostError;
+use crate::{HostError, LocalCopies};
 use img_storage_model::{
     Dataset, Fact, Size,
     messages::{Endpoint, Holder, IscsiLogin, PoolReport},
@@ -24,7 +24,7 @@ use img_storage_model::{
         kernel::{Disk, NodeFacts, NodeStep, Session},
     },
 };
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, time::Duration};
 
 /// How long logging in may take; a target that is not there would hang for two minutes.
 const LOGIN: Duration = Duration::from_secs(20);
@@ -80,6 +80,23 @@ impl KernelNode {
     /// The pool for local copies.
     pub async fn pool(&self) -> PoolReport {
         pool_report(&self.zfs, self.within.as_str(), &self.within).await
+    }
+
+    /// The local copies, and their room.
+    ///
+    /// # Errors
+    /// When they cannot be told.
+    pub async fn copies(&self) -> Result<LocalCopies, HostError> {
+        let (room, zvols) = tokio::try_join!(self.zfs.room(&self.within), self.zfs.volumes(&self.within))?;
+        let room = room.ok_or_else(|| HostError(format!("there is no dataset {} on this host", self.within)))?;
+        let mut used = BTreeMap::new();
+        // An overlay has the volume's mark too, and says of which epoch it is.
+        for zvol in zvols.iter().filter(|zvol| !zvol.marks.contains_key(marks::EPOCH)) {
+            if let Some(volume) = zvol.volume().and_then(|id| id.parse().ok()) {
+                *used.entry(volume).or_default() += zvol.used;
+            }
+        }
+        Ok(LocalCopies { size: room.used.saturating_add(room.available), free: room.available, used })
     }
 
     /// The guest's device.
@@ -151,9 +168,11 @@ impl KernelNode {
             NodeStep::FlushRemote => at.flush_remote().await?,
             NodeStep::SetReceives { epoch } => at.set_receives(epoch).await?,
             NodeStep::ReserveLocal => self.zfs.reserve(&at.local).await?,
+            NodeStep::UnreserveLocal => self.zfs.unreserve(&at.local).await?,
             NodeStep::GrowLocal { size } => self.zfs.grow(&at.local, marks::whole_blocks(size.bytes())).await?,
             NodeStep::RollBackLocal { to } => at.roll_back(to).await?,
             NodeStep::DestroyLocal => self.zfs.destroy_volume(&at.local, &volume.id.to_string(), marks::HOLD).await?,
+            NodeStep::DestroyWarm { home } => at.destroy_warm(home).await?,
             NodeStep::CreateOverlay { epoch, size } => at.create_overlay(epoch, size.bytes()).await?,
             NodeStep::RemoveOverlay => {
                 self.zfs.destroy_volume(&at.overlay, &volume.id.to_string(), marks::HOLD).await?;

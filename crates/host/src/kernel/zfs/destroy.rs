@@ -37,8 +37,9 @@ impl Zfs {
 
     /// Destroys a zvol of ours with its snapshots. Nothing to do when it is not there.
     ///
-    /// First it is made sure that nobody uses the device, then the snapshots go one by one, newest first, and then the zvol itself:
-    /// what has become busy in between loses no more than snapshots, of which the caller knows that they are not needed.
+    /// First it is made sure that nobody uses the device, then the snapshots go one by one, oldest first, and then the zvol itself:
+    /// what has become busy in between loses no more than snapshots, of which the caller knows that they are not needed, and keeps the
+    /// one that says what it is.
     ///
     /// # Errors
     /// When it is not of the volume, is in use, has snapshots that somebody else holds, or is still there.
@@ -58,7 +59,7 @@ impl Zfs {
                 )));
             }
         }
-        for snapshot in snapshots.iter().rev() {
+        for snapshot in &snapshots {
             self.destroy_snapshot(&snapshot.name, snapshot.guid, volume, our_tag).await?;
         }
         // Not -r: that takes the snapshots of what turns out to be busy.

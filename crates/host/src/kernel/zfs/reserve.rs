@@ -28,4 +28,16 @@ impl Zfs {
         }
         Err(done.err().unwrap_or_else(|| HostError(format!("{name} has no reservation; somebody takes it away"))))
     }
+
+    /// Lets others have the room that a zvol does not use.
+    ///
+    /// # Errors
+    /// When it is reserved afterwards.
+    pub async fn unreserve(&self, name: &Dataset) -> Result<(), HostError> {
+        let done = self.run(&["set", "refreservation=none", name.as_str()], CHANGE).await;
+        if self.is_reserved(name).await? {
+            return Err(done.err().unwrap_or_else(|| HostError(format!("{name} is still reserved; somebody reserves it anew"))));
+        }
+        Ok(())
+    }
 }

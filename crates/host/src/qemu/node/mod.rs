@@ -195,6 +195,10 @@ impl NodeHost for QemuNode {
     fn pools(&self) -> Work<'_, Vec<PoolReport>> {
         boxed(async move { vec![pool_report(&self.pool_name, &self.pool)] })
     }
+
+    fn copies(&self) -> Work<'_, Result<crate::LocalCopies, HostError>> {
+        boxed(async { Ok(crate::LocalCopies::default()) })
+    }
 }
 
 /// The steps on one volume.

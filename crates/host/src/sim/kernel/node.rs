@@ -5,9 +5,15 @@ use super::{
     dm::{Cow, Device},
     zvol::Partial,
 };
-use crate::sim::{Done, SimNode, refuse, state::State};
+use crate::{
+    LocalCopies,
+    sim::{
+        Done, SimNode, refuse,
+        state::{State, pool_report},
+    },
+};
 use img_storage_model::{
-    Epoch, Fact, Size, SnapshotId, VolumeId,
+    Epoch, Fact, Plane, Size, SnapshotId, VolumeId,
     messages::{Endpoint, IscsiLogin},
     node::{
         Layer, StepResult,
@@ -54,6 +60,16 @@ impl SimNode {
         })
     }
 
+    /// The whole length counts, whatever was written: what goes for room then depends on the order alone.
+    pub(in crate::sim) fn kernel_copies(&self) -> LocalCopies {
+        self.world.with(|s| {
+            let room = pool_report("local", Plane::Kernel);
+            let volumes = s.kernel.nodes.get(&self.name).into_iter().flatten();
+            let used = volumes.filter_map(|(volume, v)| Some((*volume, v.local.as_ref()?.size()))).collect();
+            LocalCopies { size: room.size, free: if s.is_full(&self.name) { 0 } else { room.free }, used }
+        })
+    }
+
     /// One part of a step on what the node has of the volume.
     async fn kernel<R>(&self, volume: VolumeId, f: impl FnOnce(&mut Volume) -> Done<R>) -> Done<R> {
         self.world.part(|s| f(s.kernel.volume(&self.name, volume))).await
@@ -78,6 +94,7 @@ impl SimNode {
             NodeStep::FlushRemote => self.flush_remote(volume).await?,
             NodeStep::CreateOverlay { .. } | NodeStep::RemoveOverlay => self.overlay_step(volume, &step).await?,
             NodeStep::TakeSnapshot { snapshot } => self.take_snapshot(volume, snapshot).await?,
+            NodeStep::DestroyWarm { home } => self.destroy_warm(volume, home).await?,
             _ => self.zvol_step(volume, step).await?,
         }
         Ok(StepResult::Done)
@@ -284,6 +301,28 @@ impl SimNode {
             .await
     }
 
+    /// The oldest snapshot first, the zvol last.
+    async fn destroy_warm(&self, volume: VolumeId, home: Snapshot) -> Done {
+        let mut left = true;
+        while left {
+            left = self
+                .kernel(volume, |v| {
+                    let used = v.device.as_ref().is_some_and(|d| d.uses(Layer::Local));
+                    let Some(local) = &mut v.local else { return Ok(false) };
+                    if used || local.receiving {
+                        return refuse("the dataset is busy");
+                    }
+                    if local.newest().map(|p| p.snapshot) != Some(home) || local.modified() {
+                        return refuse("it is not what it was");
+                    }
+                    local.points.remove(0);
+                    Ok(!local.points.is_empty())
+                })
+                .await?;
+        }
+        self.zvol_step(volume, NodeStep::DestroyLocal).await
+    }
+
     async fn zvol_step(&self, volume: VolumeId, step: NodeStep) -> Done {
         self.world
             .part(|s| {
@@ -298,6 +337,7 @@ impl SimNode {
                     NodeStep::SetReceives { epoch } => local.receives = epoch,
                     NodeStep::ReserveLocal if full && !local.reserved => return refuse("out of space"),
                     NodeStep::ReserveLocal => local.reserved = true,
+                    NodeStep::UnreserveLocal => local.reserved = false,
                     NodeStep::GrowLocal { size } => local.grow(blocks(size)),
                     NodeStep::DropSnapshot { snapshot } if sent == Some(snapshot) => return refuse("the snapshot is being sent"),
                     NodeStep::DropSnapshot { snapshot } => local.points.retain(|p| p.snapshot.id != snapshot),

@@ -87,6 +87,14 @@ impl World {
         self.with(|s| s.kernel.streamed)
     }
 
+    /// The local copies on a node.
+    pub fn local_copies(&self, node: &HostName) -> Vec<VolumeId> {
+        self.with(|s| {
+            let volumes = s.kernel.nodes.get(node).into_iter().flatten();
+            volumes.filter(|(_, v)| v.local.is_some()).map(|(volume, _)| *volume).collect()
+        })
+    }
+
     /// How long the guest's device is, in bytes.
     pub fn device_size(&self, node: &HostName, volume: VolumeId) -> Option<u64> {
         self.with(|s| s.kernel.device(node, volume).map(|d| d.size))

@@ -5,8 +5,10 @@ mod plan;
 mod plan_local;
 mod shown;
 mod step;
+mod warm;
 
 pub use facts::{Device, Disk, LocalZvol, Merge, NodeFacts, Overlay, Session, Table};
 pub use plan::{Decision, after, after_error, plan};
 pub use shown::{phase, report};
 pub use step::NodeStep;
+pub use warm::{Kept, Quota, needs, surplus};

@@ -4,7 +4,11 @@
 //! [`super::plan_local`]. The ledger says where the writes lie ([`Lies`]) before the device's table says so, and a table is never
 //! changed but to the one the ledger names.
 
-use super::{Device, LocalZvol, NodeFacts, NodeStep, Overlay, Session, Table, plan_local::plan_local};
+use super::{
+    Device, LocalZvol, NodeFacts, NodeStep, Overlay, Session, Table,
+    plan_local::plan_local,
+    warm::{home_of, no_more_streams, plan_kept},
+};
 use crate::{
     Fact, Size,
     messages::{Endpoint, IscsiLogin, Want},
@@ -45,7 +49,7 @@ pub fn plan(record: &NodeRecord, facts: &NodeFacts) -> Decision {
         Err(why) => return Decision::Stuck(why),
     };
     if record.has_ended() && f.session.is_none() && f.device.is_none() && f.overlay.is_none() {
-        return Decision::Rest;
+        return plan_kept(record, f.local);
     }
     if let Some(device) = f.device {
         match &device.table {
@@ -254,10 +258,10 @@ fn plan_gone(record: &NodeRecord, f: &Seen<'_>) -> Decision {
         _ if record.has_ended() => Decision::Rest,
         (Some(local), None) => unknown(local),
         (Some(local), Some(_)) if local.snapshots.is_empty() => Decision::Do(NodeStep::DestroyLocal),
-        (Some(local), Some(_)) if local.receives.is_some() => Decision::Do(NodeStep::SetReceives { epoch: None }),
-        (Some(_), Some(_)) => Decision::Record(NodeChange::Ended { warm: true }),
+        (Some(local), Some(_)) if local.receives.is_some() => no_more_streams(record, local),
+        (Some(local), Some(_)) => Decision::Record(NodeChange::Ended { warm: true, home: home_of(record, local) }),
         // A stream that was under way when the NAS heard of the end may still make one: then it is known.
-        (None, made) => Decision::Record(NodeChange::Ended { warm: made.is_some() }),
+        (None, made) => Decision::Record(NodeChange::Ended { warm: made.is_some(), home: None }),
     }
 }
 

@@ -157,7 +157,7 @@ fn plan_return(record: &NodeRecord, f: &Seen<'_>) -> Decision {
     }
     let Some(local) = f.local else {
         return if assign.release {
-            Decision::Record(NodeChange::Ended { warm: false })
+            Decision::Record(NodeChange::Ended { warm: false, home: None })
         } else {
             Decision::Stuck("the local copy, which holds the newest writes, is not in the pool any more".to_owned())
         };
@@ -168,12 +168,12 @@ fn plan_return(record: &NodeRecord, f: &Seen<'_>) -> Decision {
     if !assign.release {
         return push(record, local);
     }
-    let home = local.snapshots.last().is_some_and(|s| Some(s.id) == assign.accepted);
-    if local.written > 0 || !home {
+    let home = local.snapshots.last().filter(|s| Some(s.id) == assign.accepted).copied();
+    if local.written > 0 || home.is_none() {
         return Decision::Stuck(format!(
             "{} bytes were written after the last write-back; the local copy is kept",
             local.written
         ));
     }
-    Decision::Record(NodeChange::Ended { warm: true })
+    Decision::Record(NodeChange::Ended { warm: true, home })
 }

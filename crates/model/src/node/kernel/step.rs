@@ -4,6 +4,7 @@ use super::Table;
 use crate::{
     Epoch, Size, SnapshotId,
     messages::{Endpoint, IscsiLogin},
+    snapshot::Snapshot,
 };
 
 /// One effect on the node's host, on one volume.
@@ -59,6 +60,8 @@ pub enum NodeStep {
     },
     /// Gives every block of the local zvol its place in the pool.
     ReserveLocal,
+    /// Gives back the room that is kept free for the local zvol's blocks: nobody writes to it.
+    UnreserveLocal,
     /// Makes the local zvol longer.
     GrowLocal {
         /// Its new length.
@@ -71,6 +74,13 @@ pub enum NodeStep {
     },
     /// Destroys the local zvol. Asked only when the NAS is the truth or holds a verified snapshot of equal identity.
     DestroyLocal,
+    /// Destroys a warm copy. Looks once more before: fails, with nothing gone, when it is in use, when its newest snapshot is another,
+    /// or when anything was written since. The oldest snapshot goes first, so that what is left by one that was cut off is still a
+    /// copy that can be looked at, and is of use.
+    DestroyWarm {
+        /// Its newest snapshot, which the NAS has had.
+        home: Snapshot,
+    },
     /// Makes the overlay's zvol, empty, larger than the volume.
     CreateOverlay {
         /// Goes into its mark.

@@ -60,7 +60,7 @@ pub fn plan(record: &NodeRecord, facts: &NodeFacts) -> Decision {
             Some(_) => Decision::Do(NodeStep::Stop { force: assign.force }),
             None => match local {
                 Some(file) => throw_away(record, file),
-                None => Decision::Record(NodeChange::Ended { warm: false }),
+                None => Decision::Record(NodeChange::Ended { warm: false, home: None }),
             },
         },
         Want::Remote | Want::Local => plan_remote(record, qsd, local),

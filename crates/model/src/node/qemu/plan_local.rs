@@ -27,7 +27,7 @@ pub(super) fn plan_local(record: &NodeRecord, qsd: Option<&QsdFacts>, local: Opt
     let Some(qsd) = qsd else {
         return match (local, release) {
             (Some(_), true) => Decision::Do(NodeStep::RemoveLocal),
-            (None, true) => Decision::Record(NodeChange::Ended { warm: false }),
+            (None, true) => Decision::Record(NodeChange::Ended { warm: false, home: None }),
             (Some(_), false) => Decision::Do(NodeStep::Start { epoch: assign.epoch, over: Layer::Local, endpoint: None }),
             (None, false) => {
                 Decision::Stuck("the local copy, which holds the newest writes, is not in the pool any more".to_owned())

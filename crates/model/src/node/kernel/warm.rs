@@ -1,0 +1,181 @@
+//! Warm copies: the local zvols of mappings that are over, kept so that the next start here moves the difference only.
+//!
+//! They are nobody's truth, and yet one may be the only copy there is, when a ledger was restored from a backup that is older than
+//! the last mapping. So nothing goes because of what is not known: its newest snapshot must be one that the NAS has had, by its identity and
+//! as this node's ledger remembers it, and nothing may have been written since. What cannot be shown to be so stays, and says why.
+
+use super::{
+    LocalZvol, NodeStep,
+    plan::Decision,
+};
+use crate::{
+    Fault, Size, VolumeId,
+    node::{Going, Lies, NodeChange, NodeRecord},
+    size::{NoBytes, human_bytes, parse_bytes},
+    snapshot::Snapshot,
+};
+use jiff::Timestamp;
+use serde::Deserialize;
+use std::{cmp::Reverse, fmt, str::FromStr};
+
+/// The newest snapshot of a local copy whose mapping ends with the guest's writes on the NAS, where the NAS is known to have it.
+///
+/// A node that was permitted to switch, and whose ledger says that it did not, has to have better proof than that ledger.
+pub(super) fn home_of(record: &NodeRecord, local: &LocalZvol) -> Option<Snapshot> {
+    let newest = *local.snapshots.last()?;
+    let sure = record.lies == Lies::Remote && !record.assign.granted;
+    (local.written == 0 && (sure || came_home(record, newest))).then_some(newest)
+}
+
+/// The NAS has this, or had it when it was the newest there.
+fn came_home(record: &NodeRecord, snapshot: Snapshot) -> bool {
+    let base = record.assign.kernel.as_ref().and_then(|k| k.base);
+    record.assign.accepted == Some(snapshot.id) || base == Some(snapshot) || record.received == Some(snapshot)
+}
+
+/// Closes a local copy to streams. The mark is taken away before a guest's writes go to it, so that what still has it holds what the
+/// NAS sent: that is noted first.
+pub(super) fn no_more_streams(record: &NodeRecord, local: &LocalZvol) -> Decision {
+    let untouched = local.receives == Some(record.assign.epoch) && local.written == 0;
+    match local.snapshots.last().filter(|_| untouched) {
+        Some(newest) if record.received != Some(*newest) => Decision::Record(NodeChange::Received(*newest)),
+        _ => Decision::Do(NodeStep::SetReceives { epoch: None }),
+    }
+}
+
+/// The mapping is over, and nothing but the local copy can be left of it.
+pub(super) fn plan_kept(record: &NodeRecord, local: Option<&LocalZvol>) -> Decision {
+    let Some(warm) = record.kept() else { return Decision::Rest };
+    let Some(local) = local else {
+        return if warm.going.is_some() { Decision::Record(NodeChange::WarmGone) } else { Decision::Rest };
+    };
+    if warm.going.is_none() {
+        // Nobody writes to it before it is reserved again: it is to take the room of what it holds, and no more.
+        return if local.reserved { Decision::Do(NodeStep::UnreserveLocal) } else { Decision::Rest };
+    }
+    // Nothing was ever complete in it, or its removal was cut off in the last moment.
+    if local.snapshots.is_empty() {
+        return Decision::Do(NodeStep::DestroyLocal);
+    }
+    if local.receives.is_some() {
+        return no_more_streams(record, local);
+    }
+    let newest = local.snapshots.last().copied().filter(|s| warm.home == Some(*s) || came_home(record, *s));
+    match newest {
+        Some(_) if local.written > 0 => Decision::Record(NodeChange::Stays(format!(
+            "{} were written to it since its newest snapshot; see what that is, then destroy it by hand",
+            human_bytes(local.written)
+        ))),
+        Some(home) => Decision::Do(NodeStep::DestroyWarm { home }),
+        None => Decision::Record(NodeChange::Stays(format!(
+            "{} is not known to have its newest snapshot, so that it may be the only copy; map the volume here once more, or destroy it by hand",
+            record.assign.nas
+        ))),
+    }
+}
+
+/// How much room a node's warm copies may take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub enum Quota {
+    /// So many bytes; with 0 none is kept.
+    Bytes(u64),
+    /// So many hundredths of the room that there is for local copies in all, used or not.
+    Percent(u8),
+}
+
+impl Quota {
+    /// In bytes, of a pool with so much room in all.
+    pub fn bytes(self, pool: u64) -> u64 {
+        match self {
+            Quota::Bytes(bytes) => bytes,
+            Quota::Percent(percent) => pool / 100 * u64::from(percent),
+        }
+    }
+}
+
+impl Default for Quota {
+    fn default() -> Self {
+        Quota::Percent(20)
+    }
+}
+
+impl FromStr for Quota {
+    type Err = Fault;
+
+    /// `100G`, `20%`, `0` or `none`.
+    fn from_str(text: &str) -> Result<Self, Fault> {
+        let trimmed = text.trim();
+        let no_quota = || {
+            Fault::invalid(format!("{text:?} is no room for warm copies"))
+                .next("write it as a size such as 100G, as a share of the pool such as 20%, or as \"none\"")
+        };
+        if trimmed == "none" {
+            return Ok(Quota::Bytes(0));
+        }
+        if let Some(percent) = trimmed.strip_suffix('%') {
+            return percent.parse().ok().filter(|p| *p <= 100).map(Quota::Percent).ok_or_else(no_quota);
+        }
+        parse_bytes(trimmed).map(Quota::Bytes).map_err(|_: NoBytes| no_quota())
+    }
+}
+
+impl TryFrom<String> for Quota {
+    type Error = Fault;
+    fn try_from(text: String) -> Result<Self, Fault> {
+        text.parse()
+    }
+}
+
+impl fmt::Display for Quota {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Quota::Bytes(0) => f.pad("none"),
+            Quota::Bytes(bytes) => f.pad(&human_bytes(*bytes)),
+            Quota::Percent(percent) => f.pad(&format!("{percent}%")),
+        }
+    }
+}
+
+/// A warm copy that is there, for the choice of what goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Kept {
+    /// Of which volume.
+    pub volume: VolumeId,
+    /// When its mapping ended.
+    pub since: Timestamp,
+    /// Bytes of the pool that it takes, snapshots included.
+    pub used: u64,
+    /// It is to go already: its room counts as free.
+    pub going: bool,
+    /// It was to go and cannot: it counts, and is not chosen again.
+    pub stays: bool,
+}
+
+/// Which of the warm copies are to go, those that were used longest ago first: as many as take more than `quota` bytes, and then as
+/// many as it takes to have the bytes that a local copy `lacks` which is about to be made.
+pub fn surplus(kept: &[Kept], quota: u64, lacks: u64) -> Vec<(VolumeId, Going)> {
+    let mut total: u64 = kept.iter().filter(|k| !k.going).map(|k| k.used).sum();
+    let mut freed: u64 = kept.iter().filter(|k| k.going).map(|k| k.used).sum();
+    let mut choice: Vec<&Kept> = kept.iter().filter(|k| !k.going && !k.stays).collect();
+    choice.sort_by_key(|k| Reverse((k.since, k.volume)));
+    let mut gone = Vec::new();
+    while let Some(oldest) = choice.pop() {
+        // With a quota of nothing not even an empty one is kept.
+        let why = match () {
+            () if total > quota || quota == 0 => Going::Quota,
+            () if freed < lacks => Going::Room,
+            () => break,
+        };
+        total -= oldest.used;
+        freed += oldest.used;
+        gone.push((oldest.volume, why));
+    }
+    gone
+}
+
+/// Bytes that the pool must still have for a local copy of a volume that takes `used` of them already: every block is given its place
+/// before the guest works there, with ZFS's own bookkeeping, and so is what the overlay takes for a moment.
+pub fn needs(size: Size, used: u64) -> u64 {
+    (size.bytes() + size.bytes() / 16).saturating_sub(used)
+}
