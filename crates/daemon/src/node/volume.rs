@@ -233,7 +233,6 @@ impl Actor {
             NodeChange::LocalGone => "the local copy is gone".to_owned(),
             NodeChange::Ended { warm: false, .. } => "the mapping is over".to_owned(),
             NodeChange::Ended { warm: true, .. } => "the mapping is over; the local copy is kept for the next time".to_owned(),
-            NodeChange::Received(snapshot) => format!("the local copy holds what came from the NAS, up to {}", snapshot.id),
             NodeChange::Going(why) => format!("the copy kept for the next time goes: {why}"),
             NodeChange::Stays(why) => format!("the copy kept for the next time was to go, and stays: {why}"),
             NodeChange::WarmGone => "the copy kept for the next time is gone".to_owned(),

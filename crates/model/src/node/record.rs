@@ -147,9 +147,6 @@ pub struct NodeRecord {
     pub ended: Option<Epoch>,
     /// The last push's end, kept until the NAS has accepted it or ordered another.
     pub pushed: Option<PushResult>,
-    /// The local copy held this and nothing newer while it still took the NAS's streams: no guest had written to it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub received: Option<Snapshot>,
     /// The local copy is kept for the next start.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub warm: Option<Warm>,
@@ -167,7 +164,6 @@ impl NodeRecord {
             local: None,
             ended: None,
             pushed: None,
-            received: None,
             warm: None,
         }
     }
@@ -195,7 +191,6 @@ impl NodeRecord {
             NodeChange::Local(epoch) => self.local = Some(epoch),
             NodeChange::Pushed(result) => self.pushed = Some(result),
             NodeChange::LocalGone => self.local = None,
-            NodeChange::Received(snapshot) => self.received = Some(snapshot),
             NodeChange::Going(why) => self.warm = self.kept().map(|warm| Warm { going: Some(why), stays: None, ..warm }),
             NodeChange::Stays(why) => self.warm = self.kept().map(|warm| Warm { going: None, stays: Some(why), ..warm }),
             // That one was made stays known: a stream that was under way when the mapping ended may still make another.
@@ -225,8 +220,6 @@ pub enum NodeChange {
     LocalGone,
     /// A push ended.
     Pushed(PushResult),
-    /// What the local copy holds came from the NAS, up to this.
-    Received(Snapshot),
     /// The warm copy is to go.
     Going(Going),
     /// The warm copy was to go, and stays: why.

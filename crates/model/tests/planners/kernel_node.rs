@@ -32,32 +32,33 @@ fn ordered(want: Want) -> Assign {
     Assign { plane: Plane::Kernel, export: Some(target()), kernel, ..assign(want) }
 }
 
-fn row(lies: Lies, want: Want) -> NodeRecord {
+pub fn row(lies: Lies, want: Want) -> NodeRecord {
     let mut record = NodeRecord::new(ordered(want));
     record.local = Some(E);
     record.apply(NodeChange::Lies(lies), jiff::Timestamp::UNIX_EPOCH);
     record
 }
 
-fn with(record: NodeRecord, change: impl FnOnce(&mut Assign)) -> NodeRecord {
+pub fn with(record: NodeRecord, change: impl FnOnce(&mut Assign)) -> NodeRecord {
     let mut record = record;
     change(&mut record.assign);
     record
 }
 
-fn session(up: bool) -> Session {
+pub fn session(up: bool) -> Session {
     Session { iqn: IQN.to_owned(), up, disk: Some(Disk { serial: "s3".to_owned(), size: size().bytes() }) }
 }
 
-fn device(table: Table) -> Device {
+pub fn device(table: Table) -> Device {
     let merge = matches!(table, Table::Merge(_)).then_some(Merge { left: 7, total: 9 });
     Device { epoch: E, table: Ok(table), size: size().bytes(), suspended: false, open: 1, merge, broken: None }
 }
 
-fn copy(snapshots: &[u8]) -> LocalZvol {
+pub fn copy(snapshots: &[u8]) -> LocalZvol {
     LocalZvol {
         size: size().bytes(),
         snapshots: snapshots.iter().copied().map(point).collect(),
+        received: false,
         written: 0,
         receives: Some(E),
         resume: None,
@@ -67,7 +68,7 @@ fn copy(snapshots: &[u8]) -> LocalZvol {
 
 const COW: Overlay = Overlay { epoch: E, size: 1 << 31 };
 
-fn seen(session: Option<Session>, table: Option<Table>, local: Option<LocalZvol>, overlay: bool) -> NodeFacts {
+pub fn seen(session: Option<Session>, table: Option<Table>, local: Option<LocalZvol>, overlay: bool) -> NodeFacts {
     NodeFacts {
         session: Fact::Known(session),
         device: Fact::Known(table.map(device)),
@@ -89,7 +90,7 @@ fn waits(decision: &Decision<NodeStep, NodeChange>) -> bool {
     matches!(decision, Decision::Wait(_))
 }
 
-fn stuck(decision: &Decision<NodeStep, NodeChange>) -> bool {
+pub fn stuck(decision: &Decision<NodeStep, NodeChange>) -> bool {
     matches!(decision, Decision::Stuck(_))
 }
 

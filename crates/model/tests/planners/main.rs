@@ -8,3 +8,4 @@ mod nas;
 mod node;
 mod things;
 mod timing;
+mod warm;

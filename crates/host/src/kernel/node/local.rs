@@ -22,6 +22,7 @@ impl Steps<'_> {
         Ok(Some(LocalZvol {
             size: found.size.unwrap_or(0),
             snapshots: points.ours.iter().map(|(snapshot, _)| *snapshot).collect(),
+            received: points.ours.last().is_some_and(|(_, held)| !held),
             written: marks::written(zfs, &found, &points).await?,
             receives: marks::epoch_in(&found, RECEIVES),
             reserved: zfs.is_reserved(&self.local).await?,

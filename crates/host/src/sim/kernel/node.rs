@@ -38,6 +38,7 @@ impl SimNode {
             let local = v.local.as_ref().map(|l| LocalZvol {
                 size: l.size(),
                 snapshots: l.points.iter().map(|p| p.snapshot).collect(),
+                received: l.newest().is_some_and(|p| !p.held),
                 written: l.written(),
                 receives: l.receives,
                 resume: l.partial.as_ref().filter(|_| !l.receiving).map(Partial::token),

@@ -92,6 +92,8 @@ pub struct LocalZvol {
     pub size: u64,
     /// Our snapshots, oldest first.
     pub snapshots: Vec<Snapshot>,
+    /// The newest of them came in a stream: what is taken here is held.
+    pub received: bool,
     /// Bytes written since the newest of them; everything when there is none.
     pub written: u64,
     /// The epoch whose streams it takes; the mark that stands between a late stream and the truth.

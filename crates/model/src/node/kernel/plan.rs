@@ -7,7 +7,7 @@
 use super::{
     Device, LocalZvol, NodeFacts, NodeStep, Overlay, Session, Table,
     plan_local::plan_local,
-    warm::{home_of, no_more_streams, plan_kept},
+    warm::{home_of, plan_kept},
 };
 use crate::{
     Fact, Size,
@@ -258,7 +258,7 @@ fn plan_gone(record: &NodeRecord, f: &Seen<'_>) -> Decision {
         _ if record.has_ended() => Decision::Rest,
         (Some(local), None) => unknown(local),
         (Some(local), Some(_)) if local.snapshots.is_empty() => Decision::Do(NodeStep::DestroyLocal),
-        (Some(local), Some(_)) if local.receives.is_some() => no_more_streams(record, local),
+        (Some(local), Some(_)) if local.receives.is_some() => Decision::Do(NodeStep::SetReceives { epoch: None }),
         (Some(local), Some(_)) => Decision::Record(NodeChange::Ended { warm: true, home: home_of(record, local) }),
         // A stream that was under way when the NAS heard of the end may still make one: then it is known.
         (None, made) => Decision::Record(NodeChange::Ended { warm: made.is_some(), home: None }),

@@ -129,6 +129,10 @@ fn push(record: &NodeRecord, local: &LocalZvol) -> Decision {
             return Decision::Wait(format!("waiting for {} to fetch the write-back", assign.nas));
         }
         return match local.snapshots.iter().find(|s| s.id == order.push) {
+            // It is held before anybody hears of it: that tells it from what came in a stream.
+            Some(taken) if local.received && local.snapshots.last() == Some(taken) => {
+                Decision::Do(NodeStep::TakeSnapshot { snapshot: order.push })
+            }
             Some(taken) => {
                 Decision::Record(NodeChange::Pushed(PushResult { push: order.push, outcome: PushOutcome::Taken(*taken) }))
             }

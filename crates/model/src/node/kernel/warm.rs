@@ -4,10 +4,7 @@
 //! the last mapping. So nothing goes because of what is not known: its newest snapshot must be one that the NAS has had, by its identity and
 //! as this node's ledger remembers it, and nothing may have been written since. What cannot be shown to be so stays, and says why.
 
-use super::{
-    LocalZvol, NodeStep,
-    plan::Decision,
-};
+use super::{LocalZvol, NodeStep, plan::Decision};
 use crate::{
     Fault, Size, VolumeId,
     node::{Going, Lies, NodeChange, NodeRecord},
@@ -24,23 +21,13 @@ use std::{cmp::Reverse, fmt, str::FromStr};
 pub(super) fn home_of(record: &NodeRecord, local: &LocalZvol) -> Option<Snapshot> {
     let newest = *local.snapshots.last()?;
     let sure = record.lies == Lies::Remote && !record.assign.granted;
-    (local.written == 0 && (sure || came_home(record, newest))).then_some(newest)
+    (local.written == 0 && (sure || came_home(record, local, newest))).then_some(newest)
 }
 
-/// The NAS has this, or had it when it was the newest there.
-fn came_home(record: &NodeRecord, snapshot: Snapshot) -> bool {
+/// The NAS has the newest snapshot, or had it when it was the newest there: it sent it, or took it in.
+fn came_home(record: &NodeRecord, local: &LocalZvol, newest: Snapshot) -> bool {
     let base = record.assign.kernel.as_ref().and_then(|k| k.base);
-    record.assign.accepted == Some(snapshot.id) || base == Some(snapshot) || record.received == Some(snapshot)
-}
-
-/// Closes a local copy to streams. The mark is taken away before a guest's writes go to it, so that what still has it holds what the
-/// NAS sent: that is noted first.
-pub(super) fn no_more_streams(record: &NodeRecord, local: &LocalZvol) -> Decision {
-    let untouched = local.receives == Some(record.assign.epoch) && local.written == 0;
-    match local.snapshots.last().filter(|_| untouched) {
-        Some(newest) if record.received != Some(*newest) => Decision::Record(NodeChange::Received(*newest)),
-        _ => Decision::Do(NodeStep::SetReceives { epoch: None }),
-    }
+    local.received || record.assign.accepted == Some(newest.id) || base == Some(newest)
 }
 
 /// The mapping is over, and nothing but the local copy can be left of it.
@@ -53,14 +40,15 @@ pub(super) fn plan_kept(record: &NodeRecord, local: Option<&LocalZvol>) -> Decis
         // Nobody writes to it before it is reserved again: it is to take the room of what it holds, and no more.
         return if local.reserved { Decision::Do(NodeStep::UnreserveLocal) } else { Decision::Rest };
     }
-    // Nothing was ever complete in it, or its removal was cut off in the last moment.
+    // A stream that was under way when the mapping ended may have brought another snapshot since, or made the copy.
+    // Without any nothing was ever complete in it, or its removal was cut off in the last moment.
     if local.snapshots.is_empty() {
         return Decision::Do(NodeStep::DestroyLocal);
     }
     if local.receives.is_some() {
-        return no_more_streams(record, local);
+        return Decision::Do(NodeStep::SetReceives { epoch: None });
     }
-    let newest = local.snapshots.last().copied().filter(|s| warm.home == Some(*s) || came_home(record, *s));
+    let newest = local.snapshots.last().copied().filter(|s| warm.home == Some(*s) || came_home(record, local, *s));
     match newest {
         Some(_) if local.written > 0 => Decision::Record(NodeChange::Stays(format!(
             "{} were written to it since its newest snapshot; see what that is, then destroy it by hand",
