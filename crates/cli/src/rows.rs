@@ -168,7 +168,7 @@ pub fn role(role: Role) -> &'static str {
 pub fn hosts(hosts: &[HostView], wide: bool) -> Table {
     let mut columns = vec![text("HOST"), text("ROLE"), text("STATE"), number("HEARD"), number("VOLUMES"), elastic("POOLS")];
     if wide {
-        columns.extend([elastic("DATA ADDRESS"), text("VERSION"), elastic("PLANES")]);
+        columns.extend([elastic("DATA ADDRESS"), text("VERSION"), elastic("PLANES"), text("WARM COPIES")]);
     }
     let mut table = Table::new(columns);
     for h in hosts {
@@ -185,11 +185,23 @@ pub fn hosts(hosts: &[HostView], wide: bool) -> Table {
                 .join(", "),
         ];
         if wide {
-            row.extend([h.addresses.join(","), h.version.clone(), h.planes.join(",")]);
+            row.extend([h.addresses.join(","), h.version.clone(), h.planes.join(","), warm(h)]);
         }
         table.row(row, h.away);
     }
     table
+}
+
+/// How many copies a node keeps for the next start there, what they take, and how many it could not remove.
+fn warm(h: &HostView) -> String {
+    if h.warm.is_empty() {
+        return String::new();
+    }
+    let bytes = human_bytes(h.warm.iter().map(|copy| copy.used).sum());
+    match h.warm.iter().filter(|copy| copy.stays.is_some()).count() {
+        0 => format!("{}, {bytes}", h.warm.len()),
+        stay => format!("{}, {bytes}; {stay} cannot go", h.warm.len()),
+    }
 }
 
 /// Hosts for CSV.
@@ -205,6 +217,8 @@ pub fn host_records(hosts: &[HostView]) -> Vec<Record> {
             ("version", h.version.clone()),
             ("planes", h.planes.join(" ")),
             ("addresses", h.addresses.join(" ")),
+            ("warm_copies", h.warm.len().to_string()),
+            ("warm_bytes", h.warm.iter().map(|copy| copy.used).sum::<u64>().to_string()),
         ]
     };
     hosts.iter().map(record).collect()

@@ -190,7 +190,10 @@ mod tests {
         let alone = read("[vm]\nwarm_copies = \"1G\"").unwrap_err();
         assert!(alone.message.contains("[vm] zfs"), "{alone}");
         let warm = |text: &str| read(&format!("[vm]\nzfs = \"p/i\"\nwarm_copies = \"{text}\"")).unwrap().vm.warm_copies.unwrap();
-        assert_eq!((warm("2G"), warm("0"), warm("none"), warm("5%")), (Quota::Bytes(2 << 30), Quota::Bytes(0), Quota::Bytes(0), Quota::Percent(5)));
+        assert_eq!(
+            (warm("2G"), warm("0"), warm("none"), warm("5%")),
+            (Quota::Bytes(2 << 30), Quota::Bytes(0), Quota::Bytes(0), Quota::Percent(5))
+        );
         let good = read("frequency = \"5m\"\n[nas.pools]\ntank = \"/srv/tank\"\n[vm]\nnodes = 3\n").unwrap();
         assert_eq!((good.frequency.unwrap().to_string(), good.nas.pools.len(), good.vm.nodes), ("5m".to_owned(), 1, Some(3)));
     }

@@ -6,7 +6,7 @@ use img_storage_daemon::frontend::{
 };
 use img_storage_model::{
     Epoch, Fault, HostName, PoolName, RequestId, Selector, Size, VolumeId, VolumeName,
-    api::{Answer, AttributesOf, Event, HostView, Phase, Request, Trouble, VolumeView},
+    api::{Answer, AttributesOf, Event, HostView, Phase, Request, Trouble, VolumeView, WarmCopy},
     attribute::{self, Attributes, Defaults, NasAttributes},
     messages::{PoolReport, Progress, Role},
 };
@@ -216,6 +216,18 @@ impl Fake {
     }
 }
 
+fn warm(n: u128, gigabytes: u64, stays: Option<&str>) -> WarmCopy {
+    WarmCopy {
+        volume: VolumeId(Uuid::from_u128(n)),
+        nas: "nas-0-0".parse().unwrap(),
+        name: format!("tank/vol{n}"),
+        used: gigabytes << 30,
+        since: Timestamp::UNIX_EPOCH,
+        going: None,
+        stays: stays.map(str::to_owned),
+    }
+}
+
 impl Office for Fake {
     fn hosts(&self) -> Reply<'_, Vec<HostView>> {
         let host = |name: &str, role, heard, volumes| HostView {
@@ -232,7 +244,11 @@ impl Office for Fake {
             heard,
             away: heard > 60,
             volumes,
-            warm: vec![],
+            warm: if name == "compute-0-0" {
+                vec![warm(1, 4, None), warm(2, 3, Some("it may be the only copy"))]
+            } else {
+                vec![]
+            },
         };
         let hosts = vec![
             host("frontend", Role::Frontend, 0, 0),

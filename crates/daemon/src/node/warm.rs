@@ -59,7 +59,8 @@ impl Shelf {
             return;
         }
         let assign = &record.assign;
-        let coming = assign.plane == Plane::Kernel && !record.has_ended() && assign.want == Want::Local && record.lies == Lies::Remote;
+        let coming =
+            assign.plane == Plane::Kernel && !record.has_ended() && assign.want == Want::Local && record.lies == Lies::Remote;
         let stand = match record.kept() {
             Some(warm) => Some(Stand::Kept { nas: assign.nas.clone(), name: assign.name.clone(), warm }),
             None => coming.then_some(Stand::Coming(assign.size)),

@@ -214,3 +214,21 @@ fn give(db: &Connection, request: RequestId, text: &str, now: Timestamp) -> rusq
         .execute(params![request.to_string(), now.as_second(), text])
         .map(drop)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use uuid::Uuid;
+
+    #[tokio::test]
+    async fn what_was_deleted_is_remembered_and_what_is_unknown_is_not_taken_for_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let open = || NasStore::open(&dir.path().join("ledger.db"), Commits::Single).unwrap();
+        let id = |n| VolumeId(Uuid::from_u128(n));
+        let store = open();
+        store.remove(id(1), None, Timestamp::UNIX_EPOCH).await.unwrap();
+        store.remove(id(1), None, Timestamp::UNIX_EPOCH).await.unwrap();
+        drop(store);
+        assert_eq!(open().deleted([id(1), id(2)]).unwrap(), [id(1)]);
+    }
+}

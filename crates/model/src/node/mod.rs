@@ -171,7 +171,10 @@ impl Step {
             }
             Step::Kernel(step) => {
                 use kernel::NodeStep::{DestroyLocal, DestroyWarm, DropSnapshot, FlushRemote, RollBackLocal, Swap};
-                matches!(step, DestroyLocal | DestroyWarm { .. } | RollBackLocal { .. } | DropSnapshot { .. } | FlushRemote | Swap { .. })
+                matches!(
+                    step,
+                    DestroyLocal | DestroyWarm { .. } | RollBackLocal { .. } | DropSnapshot { .. } | FlushRemote | Swap { .. }
+                )
             }
         }
     }

@@ -176,7 +176,8 @@ impl NodeRecord {
     /// What is remembered of the warm copy, when the mapping is over and there may be one. Of a row that is older than this program
     /// nothing is: such a copy goes first.
     pub fn kept(&self) -> Option<Warm> {
-        let may_be = self.has_ended() && self.truth == Truth::Remote && self.local.is_some() && self.assign.plane == Plane::Kernel;
+        let may_be =
+            self.has_ended() && self.truth == Truth::Remote && self.local.is_some() && self.assign.plane == Plane::Kernel;
         may_be.then(|| self.warm.clone().unwrap_or_default())
     }
 

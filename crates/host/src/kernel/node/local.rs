@@ -57,7 +57,10 @@ impl Steps<'_> {
         }
         let written = marks::written(zfs, &found, &points).await?;
         if written > 0 {
-            return Err(HostError(format!("{written} bytes were written to {} since its newest snapshot; it is kept", self.local)));
+            return Err(HostError(format!(
+                "{written} bytes were written to {} since its newest snapshot; it is kept",
+                self.local
+            )));
         }
         zfs.destroy_volume(&self.local, &self.volume.id.to_string(), marks::HOLD).await
     }
