@@ -336,7 +336,11 @@ impl SimNode {
                 };
                 match step {
                     NodeStep::SetReceives { epoch } => local.receives = epoch,
-                    NodeStep::ReserveLocal if full && !local.reserved => return refuse("out of space"),
+                    NodeStep::ReserveLocal if full && !local.reserved => {
+                        // ZFS then sets the size anew that the zvol has, which is a write.
+                        local.touched = true;
+                        return refuse("out of space");
+                    }
                     NodeStep::ReserveLocal => local.reserved = true,
                     NodeStep::UnreserveLocal => local.reserved = false,
                     NodeStep::GrowLocal { size } => local.grow(blocks(size)),

@@ -163,7 +163,7 @@ pub fn surplus(kept: &[Kept], quota: u64, lacks: u64) -> Vec<(VolumeId, Going)> 
 }
 
 /// Bytes that the pool must still have for a local copy of a volume that takes `used` of them already: every block is given its place
-/// before the guest works there, with ZFS's own bookkeeping, and so is what the overlay takes for a moment.
+/// before the guest works there, with ZFS's own bookkeeping, and so is every block of the overlay for a moment.
 pub fn needs(size: Size, used: u64) -> u64 {
-    (size.bytes() + size.bytes() / 16).saturating_sub(used)
+    (size.bytes() * 2 + size.bytes() / 8).saturating_sub(used)
 }
