@@ -2,8 +2,10 @@
 
 mod guest;
 mod life;
+mod power;
 
-pub use life::a_volume_lives;
+pub use life::{a_volume_lives, daemons_are_killed};
+pub use power::machines_lose_power;
 
 use anyhow::ensure;
 use img_storage_tests::{
@@ -37,23 +39,23 @@ impl<'l> Cluster<'l> {
         let cluster = Cluster { lab, broker };
         cluster.clear().await?;
         let nas = lab.guest("nas")?;
-        nas.check(
+        nas.check(&format!(
             "zpool create tank /dev/disk/by-id/virtio-data; install -d -m 700 /etc/img-storage/ssh
              install -m 600 /var/lib/img-storage/.ssh/id_ed25519 /etc/img-storage/ssh/
-             ssh-keyscan -t ed25519 node1 node2 10.77.0.3 10.77.0.4 > /etc/img-storage/ssh/known_hosts 2> /dev/null",
-        )
+             ssh-keyscan -t ed25519 node1 node2 10.77.0.3 10.77.0.4 > /etc/img-storage/ssh/known_hosts 2> /dev/null"
+        ))
         .await?;
         cluster.configure(nas, "frontend", "").await?;
         let pools = "[nas]\nname = \"nas\"\ndata_address = \"10.77.0.2\"\n[nas.zfs]\ntank = \"tank\"\n";
         cluster.configure(nas, "nas", pools).await?;
         for name in ["node1", "node2"] {
             let node = lab.guest(name)?;
-            node.check(
+            node.check(&format!(
                 "zpool create vmpool /dev/disk/by-id/virtio-data; zfs create vmpool/images
                  zfs allow -u img-storage create,destroy,hold,mount,receive,release,rollback,send,snapshot,userprop,volmode,snapdev vmpool/images
                  key=$(cat /opt/lab/stream.pub); echo \"restrict,command=\\\"img-storage stream --within vmpool/images\\\" $key\" \
-                 > /var/lib/img-storage/.ssh/authorized_keys",
-            )
+                 > /var/lib/img-storage/.ssh/authorized_keys"
+            ))
             .await?;
             cluster.configure(node, name, &format!("[vm]\nname = \"{name}\"\nzfs = \"vmpool/images\"\n")).await?;
         }
@@ -101,6 +103,19 @@ impl<'l> Cluster<'l> {
         // What it said before it was killed is worth reading, too.
         guest.spawn(host, &format!("bash -c 'ln -sfn {DIR}-frontend {DIR}; {command} >> /run/lab/{host}.all 2>&1'")).await?;
         Ok(())
+    }
+
+    /// Kills the daemon of a host with -9.
+    pub async fn kill(&self, name: &str) -> anyhow::Result<()> {
+        self.guest(name)?.check(&format!("pkill -9 -f -- '[-]-name {name} ' || true")).await?;
+        Ok(())
+    }
+
+    /// After a guest was started again: its pool, and the daemons.
+    pub async fn after_boot(&self, name: &str) -> anyhow::Result<()> {
+        let pool = if name == "nas" { "tank" } else { "vmpool" };
+        self.guest(name)?.check(&format!("zpool list {pool} > /dev/null 2>&1 || zpool import -f {pool}")).await?;
+        self.begin(name).await
     }
 
     pub fn guest(&self, name: &str) -> anyhow::Result<&'l Guest> {
