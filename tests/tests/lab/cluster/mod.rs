@@ -1,9 +1,11 @@
 //! A cluster in the guests: a front end and a NAS with a ZFS pool on `nas`, a node each on `node1` and `node2`, a broker between them.
 
+mod doctor;
 mod guest;
 mod life;
 mod power;
 
+pub use doctor::the_doctor_names_the_culprit;
 pub use life::{a_volume_lives, daemons_are_killed};
 pub use power::machines_lose_power;
 
