@@ -184,7 +184,8 @@ fn scenarios(here: bool, name: Option<&str>) -> anyhow::Result<ExitCode> {
 
 /// The command that runs scenarios.
 fn run(name: Option<&str>) -> Command {
-    let mut words = vec!["test", "--package", "img-storage-tests", "--test", TARGET, "--"];
+    // As the rest is built: other features of a dependency would build it twice.
+    let mut words = vec!["test", "--workspace", "--test", TARGET, "--"];
     words.extend(name);
     let mut command = cargo(&words);
     command.env("IMG_STORAGE_LAB", "1").env("CARGO_TERM_COLOR", "never");

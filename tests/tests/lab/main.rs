@@ -32,6 +32,7 @@ const SCENARIOS: &[Scenario] = &[
     scenario::of("the_broker_serves_the_guests", 240, |lab| Box::pin(bus::the_broker_serves_the_guests(lab))),
     scenario::of("a_volume_lives", 900, |lab| Box::pin(cluster::a_volume_lives(lab))),
     scenario::of("daemons_are_killed", 700, |lab| Box::pin(cluster::daemons_are_killed(lab))),
+    scenario::of("hands_meddle", 900, |lab| Box::pin(cluster::hands_meddle(lab))),
     scenario::of("machines_lose_power", 900, |lab| Box::pin(cluster::machines_lose_power(lab))),
     scenario::of("the_doctor_names_the_culprit", 900, |lab| Box::pin(cluster::the_doctor_names_the_culprit(lab))),
     scenario::of("a_killed_owner_leaves_nothing", 120, |_| Box::pin(left::a_killed_owner_leaves_nothing())),

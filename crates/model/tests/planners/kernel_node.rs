@@ -136,7 +136,9 @@ fn the_overlay_is_merged_when_the_base_is_there_and_nobody_can_send_any_more() {
     assert_eq!(plan(&base(2), &f(copy(&[1, 2]))), Decision::Do(NodeStep::SetReceives { epoch: None }));
     let quiet = LocalZvol { receives: None, ..copy(&[1, 2]) };
     assert_eq!(plan(&base(2), &f(quiet.clone())), Decision::Record(NodeChange::Lies(Lies::MergingLocal)));
-    assert!(stuck(&plan(&base(2), &f(LocalZvol { written: 1, ..quiet }))), "somebody wrote to it");
+    let back = |id| Decision::Do(NodeStep::RollBackLocal { to: snapshot(id) });
+    assert_eq!(plan(&base(2), &f(LocalZvol { written: 1, ..quiet })), back(2), "what is in it is not the guest's");
+    assert_eq!(plan(&base(2), &f(LocalZvol { written: 1, ..copy(&[1]) })), back(1), "it would receive nothing as it is");
     let other = Snapshot { guid: 1, ..point(2) };
     assert!(waits(&plan(&base(2), &f(LocalZvol { snapshots: vec![point(1), other], ..copy(&[]) }))), "a name is not enough");
 }
@@ -259,6 +261,8 @@ fn what_an_earlier_mapping_left_is_used_or_goes() {
     assert_eq!(plan(&record, &f(old.clone())), Decision::Do(NodeStep::SetReceives { epoch: Some(E) }));
     let dirty = LocalZvol { written: 9, ..old.clone() };
     assert_eq!(plan(&record, &f(dirty)), Decision::Do(NodeStep::RollBackLocal { to: snapshot(1) }));
+    let touched = LocalZvol { written: 9, ..copy(&[1]) };
+    assert_eq!(plan(&record, &f(touched)), Decision::Do(NodeStep::RollBackLocal { to: snapshot(1) }), "it would receive nothing");
     let fresh = with(row(Lies::Remote, Want::Local), |a| a.kernel.as_mut().unwrap().fresh = true);
     assert_eq!(plan(&fresh, &f(old.clone())), Decision::Do(NodeStep::DestroyLocal));
     let unknown = NodeRecord { local: None, ..row(Lies::Remote, Want::Local) };
@@ -363,7 +367,8 @@ proptest! {
     fn the_newest_writes_are_never_thrown_away(record in any_row(), f in any_seen()) {
         let local = f.local.known().and_then(Option::as_ref);
         match plan(&record, &f) {
-            Decision::Do(NodeStep::DestroyLocal | NodeStep::RollBackLocal { .. }) => {
+            Decision::Do(NodeStep::RollBackLocal { .. }) => prop_assert!(matches!(record.lies, Lies::Remote | Lies::OverRemote)),
+            Decision::Do(NodeStep::DestroyLocal) => {
                 prop_assert_eq!(record.truth, Truth::Remote);
                 prop_assert!(record.local.is_some() || local.is_some_and(|l| l.snapshots.is_empty()));
             }

@@ -96,8 +96,13 @@ END
 
 /// Everything that is known to have been answered is on a device of a guest.
 pub async fn holds(cluster: &Cluster<'_>, guest: &str, device: &str, known: &Known) -> anyhow::Result<()> {
+    // A device that is not there yet has lost nothing; one that cannot be read is no answer.
     let script = format!(
-        "for b in $(seq 0 {}); do echo $b $(dd if={device} bs=64k skip=$((b * {APART})) count=1 iflag=direct status=none | md5sum | cut -c-32); done",
+        "for try in $(seq 120); do test -b {device} && break; sleep 0.5; done
+         for b in $(seq 0 {}); do
+           dd if={device} of=/run/lab/found bs=64k skip=$((b * {APART})) count=1 iflag=direct status=none || exit 1
+           echo $b $(md5sum < /run/lab/found | cut -c-32)
+         done",
         BLOCKS - 1
     );
     let found = cluster.guest(guest)?.check_within(&script, super::DONE).await?;

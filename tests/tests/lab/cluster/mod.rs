@@ -2,20 +2,23 @@
 
 mod doctor;
 mod guest;
+mod hands;
 mod life;
 mod power;
 
 pub use doctor::the_doctor_names_the_culprit;
+pub use hands::hands_meddle;
 pub use life::{a_volume_lives, daemons_are_killed};
 pub use power::machines_lose_power;
 
 use anyhow::ensure;
 use img_storage_tests::{
     broker::{Broker, Until},
-    lab::{Guest, Lab},
+    lab::{Guest, Lab, ssh::Output},
 };
 use serde_json::Value;
 use std::time::{Duration, Instant};
+use tokio::sync::Mutex;
 
 /// The state directory of every role.
 const DIR: &str = "/var/lib/img-storage-state";
@@ -31,14 +34,14 @@ pub const DONE: Duration = Duration::from_secs(150);
 /// A running cluster.
 pub struct Cluster<'l> {
     lab: &'l Lab,
-    broker: Broker,
+    broker: Mutex<Broker>,
 }
 
 impl<'l> Cluster<'l> {
     /// Sets everything up as `docs/kernel-plane.md` says, and starts the daemons.
     pub async fn start(lab: &'l Lab) -> anyhow::Result<Self> {
         let broker = Broker::start_in(lab.broker_place(), &["frontend", "nas", "node1", "node2"]).await?;
-        let cluster = Cluster { lab, broker };
+        let cluster = Cluster { lab, broker: Mutex::new(broker) };
         cluster.clear().await?;
         let nas = lab.guest("nas")?;
         nas.check(&format!(
@@ -62,6 +65,8 @@ impl<'l> Cluster<'l> {
             cluster.configure(node, name, &format!("[vm]\nname = \"{name}\"\nzfs = \"vmpool/images\"\n")).await?;
         }
         for name in ["nas", "node1", "node2"] {
+            // What an operator has set up has been on the disk for long when the power goes.
+            cluster.guest(name)?.check("sync").await?;
             cluster.begin(name).await?;
         }
         let here = format!("test $(img-storage --dir {DIR} hosts -o csv | grep -c ,false,) = 4");
@@ -72,12 +77,14 @@ impl<'l> Cluster<'l> {
     }
 
     async fn configure(&self, guest: &Guest, host: &str, more: &str) -> anyhow::Result<()> {
-        let pki = self.broker.authority().issue(host, Until::Later)?;
+        let (pki, port) = {
+            let broker = self.broker.lock().await;
+            (broker.authority().issue(host, Until::Later)?, broker.port())
+        };
         guest.check(&format!("install -d -m 700 /etc/img-storage /etc/img-storage/{host}-pki")).await?;
         for file in ["ca-cert.pem", "client-cert.pem", "client-key.pem", "server-cert.pem", "server-key.pem"] {
             guest.put(&pki.join(file), &format!("/etc/img-storage/{host}-pki/{file}")).await?;
         }
-        let port = self.broker.port();
         let config = format!(
             "frequency = \"5s\"\n[bus]\nhosts = [\"host:{port}\"]\nheartbeat = \"10s\"\n[pki]\ndir = \"/etc/img-storage/{host}-pki\"\n\
              [cluster]\nnases = [\"nas\"]\n{more}"
@@ -130,6 +137,37 @@ impl<'l> Cluster<'l> {
         match asked {
             Ok(said) => Ok(said),
             Err(error) => Err(error.context(self.logs().await)),
+        }
+    }
+
+    /// Asks what may be refused.
+    pub async fn try_ask(&self, words: &str) -> anyhow::Result<Output> {
+        self.guest("nas")?.run_within(&format!("img-storage --dir {DIR} {words}"), DONE).await
+    }
+
+    /// Stops the broker.
+    pub async fn broker_away(&self) -> anyhow::Result<()> {
+        self.broker.lock().await.stop().await
+    }
+
+    /// Starts it again.
+    pub async fn broker_back(&self) -> anyhow::Result<()> {
+        self.broker.lock().await.resume().await
+    }
+
+    /// Waits until the volume is said to be stuck; why.
+    pub async fn stuck(&self) -> anyhow::Result<String> {
+        let begun = Instant::now();
+        loop {
+            let view = self.view().await?;
+            let volume = if view["phase"].is_null() { &view["volume"] } else { &view };
+            if let Some(why) = volume["stuck"]["why"].as_str() {
+                return Ok(why.to_owned());
+            }
+            if begun.elapsed() > DONE {
+                ensure!(false, "{VOLUME} is not said to be stuck: {view}\n{}", self.logs().await);
+            }
+            tokio::time::sleep(Duration::from_millis(500)).await;
         }
     }
 

@@ -50,12 +50,12 @@ impl Steps<'_> {
         self.host.zfs.rollback(&name, guid).await
     }
 
-    /// Larger than the volume, so that it never fills: every chunk of it, and the overlay's own bookkeeping. It takes the room that
-    /// is written only.
+    /// Larger than the volume, so that it never fills: every chunk of it, and the overlay's own bookkeeping; and all of it has its
+    /// room in the pool, because an overlay that meets a full pool is lost with every write in it. The room is free again after the merge.
     pub(super) async fn create_overlay(&self, epoch: Epoch, size: u64) -> Result<(), HostError> {
         let new = NewVolume {
             size: marks::whole_blocks(size + size / 50 + (16 << 20)),
-            sparse: true,
+            sparse: false,
             block_size: None,
             volume: self.volume.id.to_string(),
             marks: vec![(EPOCH.to_owned(), epoch.to_string())],

@@ -1,6 +1,6 @@
 //! Room in the pool for every block of a zvol.
 
-use super::{CHANGE, LOOK, Zfs};
+use super::{CHANGE, LOOK, Zfs, unreadable};
 use crate::HostError;
 use img_storage_model::Dataset;
 
@@ -10,22 +10,71 @@ impl Zfs {
     /// # Errors
     /// When it cannot be told.
     pub async fn is_reserved(&self, name: &Dataset) -> Result<bool, HostError> {
-        let lines = self.run(&["get", "-Hp", "-o", "value", "volsize,refreservation", name.as_str()], LOOK).await?;
-        let mut numbers = lines.lines().map(|line| line.trim().parse::<u64>().unwrap_or(0));
-        let (size, reserved) = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
-        Ok(size > 0 && reserved >= size)
+        self.place(name).await.map(|place| place.is_reserved())
     }
 
     /// Gives every block of a zvol its place.
     ///
+    /// Room is looked for first: where `zfs set refreservation=auto` finds none, it sets the size that the zvol has anew, which is a
+    /// write, and the zvol receives nothing any more until it is rolled back (ZFS 2.1, `zfs_prop_set_list`).
+    ///
     /// # Errors
-    /// When the pool has no room for it; nothing is changed then.
+    /// When the pool has no room for it; nothing is changed then, but in the moment between looking and setting.
     pub async fn reserve(&self, name: &Dataset) -> Result<(), HostError> {
+        let place = self.place(name).await?;
+        let missing = place.size.saturating_sub(place.used).saturating_sub(place.available);
+        if !place.is_reserved() && missing > 0 {
+            return Err(HostError(format!(
+                "the pool of {name} lacks {missing} bytes of room for all that a guest may write to it; make room there"
+            )));
+        }
         // `auto` counts the metadata in.
         let done = self.run(&["set", "refreservation=auto", name.as_str()], CHANGE).await;
         if self.is_reserved(name).await? {
             return Ok(());
         }
         Err(done.err().unwrap_or_else(|| HostError(format!("{name} has no reservation; somebody takes it away"))))
+    }
+
+    async fn place(&self, name: &Dataset) -> Result<Place, HostError> {
+        let fields = "volsize,refreservation,usedbydataset,available";
+        let lines = self.run(&["get", "-Hp", "-o", "value", fields, name.as_str()], LOOK).await?;
+        place(&lines).ok_or_else(|| unreadable(format_args!("the room of {name}"), &lines))
+    }
+}
+
+/// What a zvol has and may have, in bytes.
+struct Place {
+    size: u64,
+    reserved: u64,
+    used: u64,
+    available: u64,
+}
+
+impl Place {
+    fn is_reserved(&self) -> bool {
+        self.size > 0 && self.reserved >= self.size
+    }
+}
+
+/// Four values, a line each; no reservation is `0` or `none`.
+fn place(lines: &str) -> Option<Place> {
+    let mut lines = lines.lines().map(str::trim);
+    let mut number = || lines.next().and_then(|line| if line == "none" { Some(0) } else { line.parse().ok() });
+    Some(Place { size: number()?, reserved: number()?, used: number()?, available: number()? })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn room_is_read() {
+        assert!(place("67108864\n0\n24576\n").is_none(), "a value is missing");
+        let read = place("67108864\nnone\n24576\n7795113984\n").unwrap();
+        assert_eq!((read.size, read.reserved, read.used, read.available), (67_108_864, 0, 24_576, 7_795_113_984));
+        assert!(!read.is_reserved());
+        assert!(place("67108864\n71327744\n24576\n7795113984\n").unwrap().is_reserved());
+        assert!(place("67108864\n-\n24576\n7795113984\n").is_none());
     }
 }

@@ -296,7 +296,11 @@ impl SimNode {
                 };
                 match step {
                     NodeStep::SetReceives { epoch } => local.receives = epoch,
-                    NodeStep::ReserveLocal if full && !local.reserved => return refuse("out of space"),
+                    NodeStep::ReserveLocal if full && !local.reserved => {
+                        // ZFS then sets the size anew that the zvol has, which is a write.
+                        local.touched = true;
+                        return refuse("out of space");
+                    }
                     NodeStep::ReserveLocal => local.reserved = true,
                     NodeStep::GrowLocal { size } => local.grow(blocks(size)),
                     NodeStep::DropSnapshot { snapshot } if sent == Some(snapshot) => return refuse("the snapshot is being sent"),

@@ -47,6 +47,8 @@ pub struct Zvol {
     pub receiving: bool,
     pub receives: Option<Epoch>,
     pub reserved: bool,
+    /// ZFS wrote something of its own to it since the newest snapshot.
+    pub touched: bool,
 }
 
 /// In how many blocks two contents differ; one that is shorter has zeroes there.
@@ -69,6 +71,7 @@ impl Zvol {
             receiving: false,
             receives: None,
             reserved: false,
+            touched: false,
         }
     }
 
@@ -124,17 +127,18 @@ impl Zvol {
 
     /// What ZFS says was written since the newest snapshot.
     pub fn written(&self) -> u64 {
-        self.since_newest(&self.counted)
+        self.since_newest(&self.counted) + if self.touched { 12 << 10 } else { 0 }
     }
 
     /// Something was written since the newest snapshot: a receive refuses.
     pub fn modified(&self) -> bool {
-        self.since_newest(&self.data) > 0
+        self.touched || self.since_newest(&self.data) > 0
     }
 
     /// Takes a snapshot, which syncs.
     pub fn take(&mut self, snapshot: Snapshot, now: Instant) {
         self.sync(now);
+        self.touched = false;
         self.points.push(Point { snapshot, held: true, data: self.data.clone() });
     }
 
@@ -143,6 +147,7 @@ impl Zvol {
         let Some(at) = self.points.iter().position(|p| p.snapshot.id == id) else { return false };
         self.points.truncate(at + 1);
         self.data = self.points[at].data.clone();
+        self.touched = false;
         self.sync(now);
         true
     }
@@ -156,6 +161,7 @@ impl Zvol {
         }
         let partial = self.partial.take().unwrap_or_else(|| unreachable!("it was there a moment ago"));
         self.data.clone_from(&partial.data);
+        self.touched = false;
         self.points.push(Point { snapshot: partial.to, held: false, data: partial.data });
         self.sync(now);
         Ok(())

@@ -214,11 +214,17 @@ fn prepare(record: &NodeRecord, local: &LocalZvol) -> Option<Decision> {
     if local.snapshots.is_empty() && local.resume.is_none() {
         return Some(Decision::Do(NodeStep::DestroyLocal));
     }
-    // Of a mapping that is over, whose last snapshot the NAS has.
-    if let Some(newest) = local.snapshots.last().filter(|_| local.written > 0 && local.receives != Some(epoch)) {
-        return Some(Decision::Do(NodeStep::RollBackLocal { to: newest.id }));
+    if let Some(decision) = unwritten(local) {
+        return Some(decision);
     }
     (local.receives != Some(epoch)).then_some(Decision::Do(NodeStep::SetReceives { epoch: Some(epoch) }))
+}
+
+/// Takes a local copy back to its newest snapshot that does not have the newest writes, and could receive nothing as it is: a mapping
+/// that is over wrote to it after its last snapshot was home, or somebody did, as ZFS itself does when it sets a size that fails.
+pub(super) fn unwritten(local: &LocalZvol) -> Option<Decision> {
+    let newest = local.snapshots.last().filter(|_| local.written > 0)?;
+    Some(Decision::Do(NodeStep::RollBackLocal { to: newest.id }))
 }
 
 /// The NAS, which is the truth, has nothing that the local copy could be built on.

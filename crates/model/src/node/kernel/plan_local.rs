@@ -5,7 +5,7 @@
 
 use super::{
     LocalZvol, NodeStep, Table,
-    plan::{Decision, Seen, attach, bring, fitting, take_down},
+    plan::{Decision, Seen, attach, bring, fitting, take_down, unwritten},
 };
 use crate::{
     messages::Want,
@@ -59,11 +59,12 @@ pub(super) fn plan_local(record: &NodeRecord, f: &Seen<'_>) -> Decision {
 /// The guest writes to the overlay; the NAS's last difference is on its way.
 fn over_remote(record: &NodeRecord, f: &Seen<'_>) -> Decision {
     let base = record.assign.kernel.as_ref().and_then(|k| k.base);
+    // All that the guest wrote is in the overlay and on the NAS.
+    if let Some(decision) = f.local.and_then(unwritten) {
+        return decision;
+    }
     match (base, f.local) {
         (Some(base), Some(local)) if local.snapshots.last() == Some(&base) => {
-            if local.written > 0 {
-                return Decision::Stuck("somebody wrote to the local copy while it was filled; the overlay is kept".to_owned());
-            }
             // No late stream may touch what is about to be the truth.
             if local.receives.is_some() {
                 return Decision::Do(NodeStep::SetReceives { epoch: None });

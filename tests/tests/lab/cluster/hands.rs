@@ -1,0 +1,90 @@
+//! What people do to a volume in use by hand, pools that are full, and a broker that is away: the guest writes on, the culprit is
+//! named, and when it is gone the rest goes on by itself.
+
+use super::{
+    Cluster, DEVICE, VOLUME, ZVOL,
+    guest::{Writer, holds},
+};
+use anyhow::ensure;
+use img_storage_tests::lab::{Guest, Lab};
+use std::time::{Duration, Instant};
+
+/// Fills a pool but for little; `rm` of the file makes room again.
+async fn fill(guest: &Guest, pool: &str) -> anyhow::Result<()> {
+    // Reserved room is as good as written, and quicker.
+    let script = format!(
+        "avail=$(zfs get -Hpo value available {pool}); zfs create -o reservation=$((avail - 8 * 1024 * 1024)) {pool}/ballast"
+    );
+    guest.check(&script).await?;
+    Ok(())
+}
+
+async fn make_room(guest: &Guest, pool: &str) -> anyhow::Result<()> {
+    guest.check(&format!("zfs destroy {pool}/ballast")).await?;
+    Ok(())
+}
+
+/// Nobody loses anything by them.
+pub async fn hands_meddle(lab: &Lab) -> anyhow::Result<()> {
+    let cluster = Cluster::start(lab).await?;
+    let (nas, node) = (lab.guest("nas")?, lab.guest("node1")?);
+    cluster.ask(&format!("create {VOLUME} --size 64M")).await?;
+    cluster.ask(&format!("map {VOLUME} node1")).await?;
+    let writer = Writer::on(&cluster, "node1").await?;
+
+    // The target goes under the guest, which waits for it.
+    let remove = "targetcli /iscsi delete $(ls /sys/kernel/config/target/iscsi | grep img-storage)";
+    nas.check_within(remove, Duration::from_secs(90)).await?;
+    writer.works().await?;
+
+    // No room for the local copy: the guest stays where it is.
+    fill(node, "vmpool").await?;
+    cluster.ask(&format!("map {VOLUME} node1 --sync")).await?;
+    let why = cluster.stuck().await?;
+    ensure!(why.contains("space") || why.contains("room"), "a full pool is called: {why}");
+    writer.works().await?;
+    make_room(node, "vmpool").await?;
+    cluster.until("local").await?;
+    writer.works().await?;
+
+    // No room for what comes home: it stays on the node, and comes when there is some.
+    fill(nas, "tank").await?;
+    let begun = Instant::now();
+    while begun.elapsed() < Duration::from_secs(25) {
+        writer.works().await?;
+    }
+    make_room(nas, "tank").await?;
+    cluster.ask(&format!("sync {VOLUME}")).await?;
+
+    // It grows under the guest.
+    cluster.ask(&format!("resize {VOLUME} 96M")).await?;
+    node.wait_for(&format!("test $(blockdev --getsize64 {DEVICE}) = {}", 96 << 20), super::DONE).await?;
+    writer.works().await?;
+
+    // Nobody hears of anybody. What comes home comes later.
+    cluster.broker_away().await?;
+    writer.works().await?;
+    cluster.kill("node1").await?;
+    cluster.start_one("node1", "node1", "vm").await?;
+    writer.works().await?;
+    cluster.broker_back().await?;
+    cluster.until("local").await?;
+    cluster.ask(&format!("sync {VOLUME}")).await?;
+
+    // What NAS and node have in common is destroyed: nothing is ended, nothing is begun anew, and it is said.
+    let destroy = "for s in $(zfs list -Ht snapshot -o name tank/vol1); do \
+                   zfs holds -H $s | while read -r name tag rest; do zfs release $tag $s; done; zfs destroy $s; done";
+    nas.check(destroy).await?;
+    let why = cluster.stuck().await?;
+    ensure!(why.contains("common"), "a node without a snapshot in common is called: {why}");
+    writer.works().await?;
+    writer.off().await?;
+    let known = writer.known().await?;
+    holds(&cluster, "node1", DEVICE, &known).await?;
+    let unmapped = cluster.try_ask(&format!("unmap {VOLUME} --timeout 10s")).await?;
+    ensure!(unmapped.code != 0, "what the node alone has was given up: {}", unmapped.stdout);
+    holds(&cluster, "node1", "/dev/zvol/vmpool/images/nas.tank.vol1", &known).await?;
+    ensure!(nas.check(&format!("blockdev --getsize64 {ZVOL}")).await?.trim() != "0", "the NAS's copy is gone");
+    writer.forget().await?;
+    cluster.end().await
+}
