@@ -70,7 +70,8 @@ impl Up {
     /// A text without what differs from run to run.
     fn timeless(&self, text: &str) -> String {
         let dir = self.dir.path().canonicalize().unwrap();
-        let mut text = text.replace(&dir.display().to_string(), "DIR").replace(&format!("daemon {}", self.daemon.id()), "daemon PID");
+        let mut text =
+            text.replace(&dir.display().to_string(), "DIR").replace(&format!("daemon {}", self.daemon.id()), "daemon PID");
         for pid in self.servers().values() {
             text = text.replace(&format!("process {pid} "), "process PID ");
         }

@@ -13,8 +13,8 @@ const EVERYTHING: &str = "\
     find /var/lib/img-storage-state-* -type f -exec md5sum {} + | sort | md5sum
     dmsetup info --columns --noheadings -o name,uuid,open,suspended,tables_loaded; dmsetup table
     zfs list -Hp -t all -o name,guid,used,written,userrefs,receive_resume_token; zfs allow $(zfs list -H -o name | tail -n 1 | cut -d/ -f1-2)
-    find /sys/kernel/config/target /etc/img-storage /etc/rtslib-fb-target /etc/iscsi /var/lib/iscsi -printf '%p %y %l\\n' 2> /dev/null | sort
-    ls /sys/class/iscsi_session 2> /dev/null; ls /dev/mapper; ps -e -o comm= | grep -c '[i]mg-storage' || true";
+    (find /sys/kernel/config/target /etc/img-storage /etc/rtslib-fb-target /etc/iscsi /var/lib/iscsi -printf '%p %y %l\\n' 2> /dev/null || true) | sort
+    ls /sys/class/iscsi_session 2> /dev/null || true; ls /dev/mapper; ps -e -o comm= | grep -c '[i]mg-storage' || true";
 
 /// What doctor says on a host, with its exit code; and that it changed nothing.
 async fn examine(cluster: &Cluster<'_>, host: &str, more: &str) -> anyhow::Result<(i32, Value)> {
@@ -87,7 +87,7 @@ pub async fn the_doctor_names_the_culprit(lab: &Lab) -> anyhow::Result<()> {
     let (code, said) = examine(&cluster, "node1", "").await?;
     finding(&said, "the node daemon", &["does not run"])?;
     ensure!(code == 6 && said["findings"].as_array().is_some_and(|all| all.len() == 1), "{code}: {said:#}");
-    node.check("dmsetup remove nas.tank.vol1; zfs unallow -u img-storage send vmpool/images").await?;
+    node.check("dmsetup remove --retry nas.tank.vol1; zfs unallow -u img-storage send vmpool/images").await?;
     node.check("zfs create -V 16M -s vmpool/images/stray; zfs set img-storage:volume=00000000-0000-0000-0000-000000000007 vmpool/images/stray")
         .await?;
     let stray = node.spawn("stray", "sleep 1000 < /dev/zvol/vmpool/images/stray").await?;
@@ -120,13 +120,16 @@ pub async fn the_doctor_names_the_culprit(lab: &Lab) -> anyhow::Result<()> {
 
     // What it says to do helps.
     let newest = "$(zfs list -Hd 1 -t snapshot -o name -s createtxg tank/vol1 | grep IMG-STORAGE | tail -n 1)";
-    nas.check(&format!("kill {reader}; zfs destroy {VOLUME}@by-hand; zfs rollback {newest}")).await?;
+    nas.check(&format!("kill {reader}; sleep 2; zfs destroy {VOLUME}@by-hand; zfs rollback {newest}")).await?;
     nas.check_within(
-        &format!("targetcli /iscsi delete {target} > /dev/null; targetcli saveconfig > /dev/null; rm -f /etc/rtslib-fb-target/*"),
+        &format!(
+            "targetcli /iscsi delete {target} > /dev/null; targetcli saveconfig > /dev/null; rm -rf /etc/rtslib-fb-target/*"
+        ),
         DONE,
     )
     .await?;
-    node.check(&format!("kill {stray}; zfs destroy vmpool/images/stray; zfs allow -u img-storage send vmpool/images")).await?;
+    node.check(&format!("kill {stray}; sleep 2; zfs destroy vmpool/images/stray; zfs allow -u img-storage send vmpool/images"))
+        .await?;
     cluster.start_one("nas", "nas", "nas").await?;
     cluster.start_one("node1", "node1", "vm").await?;
     for host in ["nas", "node1"] {
