@@ -132,8 +132,8 @@ async fn look(layout: &Layout, config: &Config, ledgers: &[(HostName, PathBuf)])
             }
         };
         let (role, words, unit, volumes) = match &rows {
-            Rows::Nas(rows) => ("nas", "NAS", "img-storage-nas", rows.len()),
-            Rows::Node(rows) => ("vm", "node", "img-storage-vm", rows.len()),
+            Rows::Nas(rows) => ("nas", "NAS", "img-storage@nas", rows.len()),
+            Rows::Node(rows) => ("vm", "node", "img-storage@vm", rows.len()),
         };
         seen.add(doctor::daemon(name, words, &running, unit));
         let daemon = running.known().copied().flatten();
