@@ -15,6 +15,8 @@ use super::{
 };
 use crate::HostError;
 use img_storage_model::{Dataset, Epoch, SnapshotId, VolumeId, snapshot::Snapshot};
+use std::time::{Duration, Instant};
+use tokio::time::sleep;
 
 /// What the names of all our targets begin with.
 pub const TARGETS: &str = "iqn.2026-11.org.img-storage:";
@@ -63,20 +65,30 @@ pub fn epoch_in(zvol: &Zvol, property: &str) -> Option<Epoch> {
     zvol.marks.get(property)?.parse().ok().map(Epoch)
 }
 
+/// How long a zvol may be there without its mark: `zfs receive` makes it first, and then sets its properties.
+const MARKED: Duration = Duration::from_secs(5);
+
 /// A zvol of ours: nothing where there is none.
 ///
 /// # Errors
 /// When it cannot be told, and when what has the name is not the volume's.
 pub async fn ours(zfs: &Zfs, name: &Dataset, volume: VolumeId) -> Result<Option<Zvol>, HostError> {
-    match zfs.volume(name).await? {
-        Some(found) if found.volume() == Some(&volume.to_string()) => Ok(Some(found)),
-        Some(found) => Err(fault(
-            format_args!("the zvol {name} is not of this volume"),
-            found.volume().map_or_else(|| "it has no mark of ours".to_owned(), |id| format!("its mark names the volume {id}")),
-            "it is left alone; rename it, or give the volume another name",
-        )),
-        None => Ok(None),
+    let begun = Instant::now();
+    let found = loop {
+        match zfs.volume(name).await? {
+            Some(found) if found.volume().is_none() && begun.elapsed() < MARKED => sleep(MARKED / 10).await,
+            Some(found) => break found,
+            None => return Ok(None),
+        }
+    };
+    if found.volume() == Some(&volume.to_string()) {
+        return Ok(Some(found));
     }
+    Err(fault(
+        format_args!("the zvol {name} is not of this volume"),
+        found.volume().map_or_else(|| "it has no mark of ours".to_owned(), |id| format!("its mark names the volume {id}")),
+        "it is left alone; rename it, or give the volume another name",
+    ))
 }
 
 /// What is there of snapshots: ours, oldest first, and whether somebody else's is newer than all of them.

@@ -135,8 +135,7 @@ impl Streams {
         progress: impl FnMut(u64),
     ) -> Result<Moved, HostError> {
         let began = Instant::now();
-        let wanted = self.local.guid(to).await?;
-        let theirs = self.holdings(peer, volume, into).await?;
+        let (wanted, theirs) = tokio::try_join!(self.local.guid(to), self.holdings(peer, volume, into))?;
         if theirs.has(wanted) {
             return Ok(Moved { bytes: 0, took: began.elapsed(), resumed: false, discarded: None, received: wanted });
         }

@@ -55,12 +55,12 @@ impl<'l> Cluster<'l> {
         cluster.configure(nas, "nas", pools).await?;
         for name in ["node1", "node2"] {
             let node = lab.guest(name)?;
-            node.check(&format!(
+            node.check(
                 "zpool create vmpool /dev/disk/by-id/virtio-data; zfs create vmpool/images
                  zfs allow -u img-storage create,destroy,hold,mount,receive,release,rollback,send,snapshot,userprop,volmode,snapdev vmpool/images
                  key=$(cat /opt/lab/stream.pub); echo \"restrict,command=\\\"img-storage stream --within vmpool/images\\\" $key\" \
-                 > /var/lib/img-storage/.ssh/authorized_keys"
-            ))
+                 > /var/lib/img-storage/.ssh/authorized_keys",
+            )
             .await?;
             cluster.configure(node, name, &format!("[vm]\nname = \"{name}\"\nzfs = \"vmpool/images\"\n")).await?;
         }
@@ -155,17 +155,17 @@ impl<'l> Cluster<'l> {
         self.broker.lock().await.resume().await
     }
 
-    /// Waits until the volume is said to be stuck; why.
-    pub async fn stuck(&self) -> anyhow::Result<String> {
+    /// Waits until the volume is said to be stuck, with one of these words in the reason.
+    pub async fn stuck(&self, words: &[&str]) -> anyhow::Result<()> {
         let begun = Instant::now();
         loop {
             let view = self.view().await?;
             let volume = if view["phase"].is_null() { &view["volume"] } else { &view };
-            if let Some(why) = volume["stuck"]["why"].as_str() {
-                return Ok(why.to_owned());
+            if volume["stuck"]["why"].as_str().is_some_and(|why| words.iter().any(|word| why.contains(word))) {
+                return Ok(());
             }
             if begun.elapsed() > DONE {
-                ensure!(false, "{VOLUME} is not said to be stuck: {view}\n{}", self.logs().await);
+                ensure!(false, "{VOLUME} is not said to be stuck by {words:?}: {view}\n{}", self.logs().await);
             }
             tokio::time::sleep(Duration::from_millis(500)).await;
         }

@@ -124,26 +124,36 @@ async fn transfer(streams: &Streams, plan: &Plan, shown: &Mutex<Shown>) -> Resul
     let to = marks::at(source, plan.to)?;
     let from = plan.from.map(|id| marks::at(source, id)).transpose()?;
     let what = Source::Snapshot { from: from.clone(), to: to.clone() };
-    let estimate = match plan.way {
-        Way::ToNode => streams.local.estimate(&what).await,
-        Way::FromNode => streams.estimate_pull(&plan.peer, plan.volume, &what).await,
+    // Only to be shown, and not worth waiting for.
+    let estimate = async {
+        let total = match plan.way {
+            Way::ToNode => streams.local.estimate(&what).await,
+            Way::FromNode => streams.estimate_pull(&plan.peer, plan.volume, &what).await,
+        };
+        let mut shown = lock(shown);
+        shown.job.total = shown.job.total.max(total.unwrap_or(0));
     };
-    // Only to be shown.
-    lock(shown).job.total = estimate.unwrap_or(0);
     let progress = |bytes| {
         let mut shown = lock(shown);
         shown.job.done = bytes;
         shown.job.total = shown.job.total.max(bytes);
     };
-    let moved = match plan.way {
-        Way::ToNode => streams.push(&plan.peer, plan.volume, plan.epoch, (from.as_ref(), &to), target, progress).await?,
-        Way::FromNode => {
-            let held = streams.holdings(&plan.peer, plan.volume, source).await?;
-            let wanted = held.snapshots.iter().find(|held| held.name == to.name()).map(|held| held.guid);
-            let wanted: Guid = wanted.ok_or_else(|| HostError(format!("there is no snapshot {to} on {}", plan.peer.host)))?;
-            streams.pull(&plan.peer, plan.volume, (from.as_ref(), &to), wanted, target, progress).await?
+    let stream = async {
+        match plan.way {
+            Way::ToNode => streams.push(&plan.peer, plan.volume, plan.epoch, (from.as_ref(), &to), target, progress).await,
+            Way::FromNode => {
+                let held = streams.holdings(&plan.peer, plan.volume, source).await?;
+                let wanted = held.snapshots.iter().find(|held| held.name == to.name()).map(|held| held.guid);
+                let wanted: Guid = wanted.ok_or_else(|| HostError(format!("there is no snapshot {to} on {}", plan.peer.host)))?;
+                streams.pull(&plan.peer, plan.volume, (from.as_ref(), &to), wanted, target, progress).await
+            }
         }
     };
+    tokio::pin!(stream);
+    let moved = tokio::select! {
+        moved = &mut stream => moved,
+        () = estimate => stream.await,
+    }?;
     if let Some(discarded) = &moved.discarded {
         tracing::warn!(volume = %plan.volume, "{discarded}");
     }
