@@ -140,7 +140,7 @@ fn what_lasts_counts_and_one_volume_is_one_volume() {
     let later = finding("export a", "9 bytes", Some("nas:tank/vol1"), false);
     let moment = finding("export b", "there", Some("nas:tank/vol1"), false);
     let lasting = look(vec![one, moment.clone()]).confirmed_by(look(vec![later.clone()]));
-    assert_eq!(lasting.findings, [later.clone()]);
+    assert_eq!(lasting.findings, std::slice::from_ref(&later));
     let pool = finding("pool tank", "DEGRADED", None, false);
     let all = vec![
         later.clone(),

@@ -106,10 +106,10 @@ fn exports() {
     let found = with(remote(), vec![dynamic]);
     assert!(only(&found).held_by.iter().any(|who| who.contains("iqn.evil, which has no ACL")));
     assert!(only(&with(remote(), vec![Export { open_to_all: true, ..export(E) }])).is.contains("everybody"));
-    let other = Some(VolumeId(Uuid::from_u128(5)));
-    let unknown = Export { volume: other, name: iqn("nas", other.unwrap(), E), ..export(E) };
+    let other = VolumeId(Uuid::from_u128(5));
+    let unknown = Export { volume: Some(other), name: iqn("nas", other, E), ..export(E) };
     assert!(only(&with(remote(), vec![export(E), unknown])).stranger);
-    let of_another_nas = Export { volume: other, name: iqn("nas-7", other.unwrap(), E), ..export(E) };
+    let of_another_nas = Export { volume: Some(other), name: iqn("nas-7", other, E), ..export(E) };
     assert_eq!(with(remote(), vec![export(E), of_another_nas]), Diagnosis::default());
     // Being unmapped: it stays until the node let go.
     assert_eq!(with(Some(mapping(Want::Gone, Authority::Nas)), vec![]), Diagnosis::default());
