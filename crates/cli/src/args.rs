@@ -18,7 +18,7 @@ pub struct Cli {
 }
 
 const CODES: &str = "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 refused, 4 not finished before the timeout (it goes on), \
-                     5 could not reach the service.";
+                     5 could not reach the service, 6 doctor found something.";
 
 /// Flags of every verb.
 #[derive(Debug, Clone, Args)]
@@ -96,6 +96,7 @@ pub enum Verb {
     Unset(verbs::unset::Unset),
     Devices(verbs::devices::Devices),
     Hosts(verbs::hosts::Hosts),
+    Doctor(verbs::doctor::Doctor),
     Config(verbs::config::Config),
     Pki(verbs::pki::Pki),
     BrokerSetup(verbs::broker_setup::BrokerSetup),

@@ -13,6 +13,8 @@ pub enum Stop {
     Fault(Fault),
     /// Nobody reads our output any more (`| head`).
     Quiet,
+    /// `doctor` found something, and has shown it.
+    Found,
 }
 
 /// What a verb returns.
@@ -45,9 +47,16 @@ pub fn code(kind: FaultKind) -> u8 {
     }
 }
 
+/// The exit code of a `doctor` that found something.
+const FOUND: u8 = 6;
+
 /// Says why on stderr.
 pub fn report(stop: Stop) -> ExitCode {
-    let Stop::Fault(fault) = stop else { return ExitCode::SUCCESS };
+    let fault = match stop {
+        Stop::Fault(fault) => fault,
+        Stop::Quiet => return ExitCode::SUCCESS,
+        Stop::Found => return ExitCode::from(FOUND),
+    };
     let mut err = std::io::stderr().lock();
     let _ = err.write_all(text(&fault, std::io::stderr().is_terminal() && coloured()).as_bytes());
     ExitCode::from(code(fault.kind))

@@ -26,6 +26,21 @@ impl Layout {
         Ok(Layout { dir })
     }
 
+    /// The layout of a directory that is there; nothing is made.
+    ///
+    /// # Errors
+    /// [`img_storage_model::FaultKind::NotFound`] when it is not there, and when it cannot be told.
+    pub fn there(dir: &Path) -> Result<Self, Fault> {
+        match dir.canonicalize() {
+            Ok(dir) => Ok(Layout { dir }),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+                Err(Fault::not_found(format!("there is no state directory {}", dir.display()))
+                    .next("give the one that the daemons of this host have, with --dir"))
+            }
+            Err(e) => Err(bad(dir, e)),
+        }
+    }
+
     /// The front end's API.
     pub fn api_socket(&self) -> PathBuf {
         self.dir.join("api.sock")

@@ -8,6 +8,7 @@ pub mod bus;
 pub mod clock;
 pub mod cluster;
 pub mod config;
+pub mod doctor;
 pub mod frontend;
 mod greeting;
 pub mod layout;

@@ -2,8 +2,8 @@
 //!
 //! A role gets its ledger, its host verbs and a place on the bus, and knows nothing of who else shares its process.
 
-mod kernel;
-mod pools;
+pub(crate) mod kernel;
+pub(crate) mod pools;
 
 use crate::{
     bus::{self, Exchange, Member, amqp},

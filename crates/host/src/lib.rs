@@ -7,6 +7,7 @@ pub mod digest;
 pub mod exec;
 pub mod image;
 pub mod kernel;
+pub mod lock;
 pub mod nbd;
 pub mod net;
 pub mod planes;

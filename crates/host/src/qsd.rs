@@ -154,6 +154,14 @@ impl Qsd {
         }
     }
 
+    /// Its process, as the process table shows it; nothing is said to it.
+    ///
+    /// # Errors
+    /// When processes cannot be listed.
+    pub fn pid(&self) -> Result<Option<u32>, QsdError> {
+        Ok(self.process()?.map(|pid| pid.as_raw_nonzero().get().unsigned_abs()))
+    }
+
     /// Connects to the control socket.
     pub async fn connect(&self) -> Result<Qmp, QsdError> {
         Ok(Qmp::connect(&self.socket("qmp.sock")?, GREETING).await?)

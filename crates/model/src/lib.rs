@@ -9,6 +9,7 @@ pub mod attribute;
 pub mod broker;
 pub mod dataset;
 pub mod decision;
+pub mod doctor;
 pub mod extents;
 pub mod fact;
 pub mod fault;

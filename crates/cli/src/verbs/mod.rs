@@ -7,6 +7,7 @@ pub mod config;
 pub mod create;
 pub mod delete;
 pub mod devices;
+pub mod doctor;
 pub mod export;
 pub mod frontend;
 pub mod get;
@@ -53,6 +54,7 @@ pub fn run(cli: Cli) -> Done {
         Verb::Completion(verb) => verb.run(),
         Verb::Stream(verb) => verb.run(),
         Verb::Config(verb) => verb.run(&global),
+        Verb::Doctor(verb) => verb.run(&global),
         Verb::Pki(verb) => verb.run(&global),
         Verb::BrokerSetup(verb) => verb.run(&global),
         Verb::Openapi(verb) => verb.run(&global),
@@ -84,6 +86,7 @@ pub fn run(cli: Cli) -> Done {
                     | Verb::Completion(_)
                     | Verb::Stream(_)
                     | Verb::Config(_)
+                    | Verb::Doctor(_)
                     | Verb::Pki(_)
                     | Verb::BrokerSetup(_)
                     | Verb::Openapi(_) => Ok(()),

@@ -3,6 +3,7 @@
 mod api;
 mod attributes;
 mod cluster;
+mod doctor;
 mod output;
 mod rocks;
 mod stand_in;

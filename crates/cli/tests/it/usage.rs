@@ -3,7 +3,7 @@
 use crate::support::{World, command, expect, run};
 use std::{ffi::OsStr, os::unix::ffi::OsStrExt, path::Path};
 
-const VERBS: [&str; 26] = [
+const VERBS: [&str; 27] = [
     "up",
     "frontend",
     "nas",
@@ -24,6 +24,7 @@ const VERBS: [&str; 26] = [
     "unset",
     "devices",
     "hosts",
+    "doctor",
     "rocks",
     "config",
     "pki",

@@ -43,26 +43,36 @@ pub(super) async fn nas(
     if config.nas.zfs.is_empty() {
         return Ok(None);
     }
-    let ssh = &config.nas.ssh;
-    let place = |given: &Option<PathBuf>, name: &str| given.clone().unwrap_or_else(|| Path::new(SSH).join(name));
     let sockets = dir.join("ssh");
     std::fs::create_dir_all(&sockets).map_err(|error| Fault::failed(format!("cannot make {}: {error}", sockets.display())))?;
-    let nas = KernelNas::new(Settings {
+    let nas = nas_of(config, name, dir, address, daemons);
+    nas.ready().await.map_err(unusable)?;
+    let found = nas.anything().await.map_err(unusable)?;
+    known(found.filter(|_| new_ledger)).map(|()| Some(nas))
+}
+
+/// The host verbs of a NAS, by its configuration; nothing is made or looked at.
+pub(crate) fn nas_of(config: &Config, name: &HostName, dir: &Path, address: IpAddr, daemons: Daemons) -> KernelNas {
+    let ssh = &config.nas.ssh;
+    let place = |given: &Option<PathBuf>, name: &str| given.clone().unwrap_or_else(|| Path::new(SSH).join(name));
+    KernelNas::new(Settings {
         name: name.clone(),
         pools: config.nas.zfs.clone(),
         portal: SocketAddr::new(address, img_storage_model::nas::kernel::ISCSI_PORT),
         lender: Lender::new(daemons, address.to_string()),
         ssh: Ssh {
-            user: ssh.user.clone().unwrap_or_else(|| USER.to_owned()),
+            user: stream_user(config),
             key: place(&ssh.key, "id_ed25519"),
             known_hosts: place(&ssh.known_hosts, "known_hosts"),
-            sockets,
+            sockets: dir.join("ssh"),
         },
         ssh_port: ssh.port.unwrap_or(22),
-    });
-    nas.ready().await.map_err(unusable)?;
-    let found = nas.anything().await.map_err(unusable)?;
-    known(found.filter(|_| new_ledger)).map(|()| Some(nas))
+    })
+}
+
+/// The user that streams run as.
+pub(crate) fn stream_user(config: &Config) -> String {
+    config.nas.ssh.user.clone().unwrap_or_else(|| USER.to_owned())
 }
 
 /// A node's local copies in ZFS; nothing when that is not configured.
@@ -70,12 +80,16 @@ pub(super) async fn nas(
 /// # Errors
 /// As [`nas`].
 pub(super) async fn node(config: &Config, new_ledger: bool) -> Result<Option<KernelNode>, Fault> {
-    let Some(dataset) = &config.vm.zfs else { return Ok(None) };
-    let patience = config.vm.nas_timeout.map_or(PATIENCE, |timeout| timeout.duration());
-    let node = KernelNode::new(dataset.clone(), patience);
+    let Some(node) = node_of(config) else { return Ok(None) };
     node.ready().await.map_err(unusable)?;
     let found = node.anything().await.map_err(unusable)?;
     known(found.filter(|_| new_ledger)).map(|()| Some(node))
+}
+
+/// The host verbs of a node, by its configuration; nothing is made or looked at.
+pub(crate) fn node_of(config: &Config) -> Option<KernelNode> {
+    let patience = config.vm.nas_timeout.map_or(PATIENCE, |timeout| timeout.duration());
+    config.vm.zfs.as_ref().map(|dataset| KernelNode::new(dataset.clone(), patience))
 }
 
 /// A new ledger is begun only where there is nothing that an old one would know.

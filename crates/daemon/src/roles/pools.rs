@@ -21,14 +21,14 @@ pub(super) fn claim(path: &Path, host: &HostName, name: &str) -> Result<(), Faul
     pool::claim(path, host.as_str(), name).map_err(unusable)
 }
 
-pub(super) fn nas_pools(layout: &Layout, config: &Config, name: &HostName) -> Result<BTreeMap<PoolName, PathBuf>, Fault> {
+pub(crate) fn nas_pools(layout: &Layout, config: &Config, name: &HostName) -> Result<BTreeMap<PoolName, PathBuf>, Fault> {
     if config.nas.pools.is_empty() && config.nas.zfs.is_empty() {
         return Ok(BTreeMap::from([(PoolName::new("tank")?, layout.pools(name).join("tank"))]));
     }
     Ok(config.nas.pools.clone())
 }
 
-pub(super) fn node_pool(layout: &Layout, config: &Config, name: &HostName) -> Result<PathBuf, Fault> {
+pub(crate) fn node_pool(layout: &Layout, config: &Config, name: &HostName) -> Result<PathBuf, Fault> {
     let own = || Ok::<_, Fault>(layout.host(name)?.join("pool"));
     config.vm.pool.as_ref().map_or_else(own, |pool| Ok(pool.join(name.as_str())))
 }

@@ -8,15 +8,18 @@ mod journal;
 mod ledger;
 mod nas;
 mod node;
+mod still;
 
 pub use foreign::{Begun, ForeignRequest};
 pub use journal::Journal;
 pub use ledger::Commits;
 pub use nas::NasStore;
 pub use node::NodeStore;
+pub use still::{Rows, read};
 
 use img_storage_model::Fault;
 use rusqlite::Connection;
+use serde::de::DeserializeOwned;
 use std::path::Path;
 
 /// A role's ledger in its directory.
@@ -49,6 +52,17 @@ fn open(path: &Path, sync: &str, schema: &str) -> Result<Connection, Fault> {
     let mark = || if version == VERSION { Ok(()) } else { db.pragma_update(None, "user_version", VERSION) };
     db.execute_batch(schema).and_then(|()| mark()).map_err(|e| damaged(e.to_string()))?;
     Ok(db)
+}
+
+/// The records that a query gives.
+fn records<T: DeserializeOwned>(db: &Connection, query: &str) -> Result<Vec<T>, Fault> {
+    let mut query = db.prepare(query).map_err(|e| broken("be read", e))?;
+    let rows = query.query_map([], |row| row.get::<_, String>(0)).map_err(|e| broken("be read", e))?;
+    rows.map(|row| {
+        let text = row.map_err(|e| garbled(db, e))?;
+        serde_json::from_str(&text).map_err(|e| garbled(db, e))
+    })
+    .collect()
 }
 
 /// A file that cannot be taken for what it should be.

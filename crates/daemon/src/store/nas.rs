@@ -1,6 +1,6 @@
 //! A NAS's ledger: its volumes and the answers it has given.
 
-use super::{Commits, broken, foreign, garbled, ledger::Ledger};
+use super::{Commits, broken, foreign, garbled, ledger::Ledger, records};
 use img_storage_model::{Fault, RequestId, VolumeId, api::Answer, attribute::NasAttributes, nas::VolumeRecord};
 use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension as _, params};
@@ -15,6 +15,9 @@ create table if not exists secret (bytes blob not null) strict;
 create table if not exists answer (request text primary key, at integer not null, answer text not null) strict;
 create index if not exists answer_at on answer (at);
 ";
+
+/// Every volume.
+pub(super) const VOLUMES: &str = "select record from volume order by pool, name";
 
 /// Answers are kept this long, in seconds; a front end asks again within minutes or never.
 const KEEP_ANSWERS: i64 = 24 * 3600;
@@ -39,14 +42,7 @@ impl NasStore {
     /// # Errors
     /// When the ledger cannot be read.
     pub fn volumes(&self) -> Result<Vec<VolumeRecord>, Fault> {
-        let db = self.0.read();
-        let mut query = db.prepare("select record from volume order by pool, name").map_err(|e| broken("be read", e))?;
-        let rows = query.query_map([], |row| row.get::<_, String>(0)).map_err(|e| broken("be read", e))?;
-        rows.map(|row| {
-            let text = row.map_err(|e| garbled(&db, e))?;
-            serde_json::from_str(&text).map_err(|e| garbled(&db, e))
-        })
-        .collect()
+        records(&self.0.read(), VOLUMES)
     }
 
     /// One volume.

@@ -1,11 +1,14 @@
 //! A node's ledger: its assignments and which of its copies are the truth.
 
-use super::{Commits, broken, garbled, ledger::Ledger};
+use super::{Commits, broken, ledger::Ledger, records};
 use img_storage_model::{Fault, node::NodeRecord};
 use rusqlite::params;
 use std::path::Path;
 
 const SCHEMA: &str = "create table if not exists volume (id text primary key, record text not null) strict;";
+
+/// Every volume.
+pub(super) const VOLUMES: &str = "select record from volume order by id";
 
 /// The ledger of a node.
 pub struct NodeStore(Ledger);
@@ -24,14 +27,7 @@ impl NodeStore {
     /// # Errors
     /// When the ledger cannot be read.
     pub fn volumes(&self) -> Result<Vec<NodeRecord>, Fault> {
-        let db = self.0.read();
-        let mut query = db.prepare("select record from volume order by id").map_err(|e| broken("be read", e))?;
-        let rows = query.query_map([], |row| row.get::<_, String>(0)).map_err(|e| broken("be read", e))?;
-        rows.map(|row| {
-            let text = row.map_err(|e| garbled(&db, e))?;
-            serde_json::from_str(&text).map_err(|e| garbled(&db, e))
-        })
-        .collect()
+        records(&self.0.read(), VOLUMES)
     }
 
     /// Makes a row durable.

@@ -2,7 +2,7 @@
 
 mod holders;
 
-pub use holders::{Holder, holders};
+pub use holders::{Holder, holders, holders_at};
 
 use super::{blocking, during, fault, text};
 use crate::HostError;

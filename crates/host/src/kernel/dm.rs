@@ -179,6 +179,14 @@ impl Dm {
         parse::table(&lines).map(Some).map_err(|why| HostError(format!("the table of {name} cannot be understood: {why}")))
     }
 
+    /// The table of a device as `dmsetup` prints it, for people.
+    ///
+    /// # Errors
+    /// When it cannot be had.
+    pub async fn lines(&self, name: &str) -> Result<String, HostError> {
+        Ok(self.run(&["table", name], LOOK).await?.trim().replace('\n', " / "))
+    }
+
     /// How far the overlay of a device is used; nothing when it has none.
     ///
     /// # Errors

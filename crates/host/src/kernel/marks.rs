@@ -52,6 +52,14 @@ pub fn epoch(name: &str) -> Option<Epoch> {
     (!digits.is_empty()).then(|| digits.parse().ok().map(Epoch)).flatten()
 }
 
+/// The volume in a name of ours, before its epoch.
+pub fn volume(name: &str) -> Option<VolumeId> {
+    let (rest, _) = name.rsplit_once('e')?;
+    let rest = rest.strip_suffix(['.', '-'])?;
+    let id = rest.get(rest.len().checked_sub(32)?..)?;
+    id.parse().ok().map(VolumeId)
+}
+
 /// An epoch in a property of a zvol.
 pub fn epoch_in(zvol: &Zvol, property: &str) -> Option<Epoch> {
     zvol.marks.get(property)?.parse().ok().map(Epoch)
@@ -167,9 +175,12 @@ mod tests {
         let iqn = img_storage_model::nas::kernel::iqn("Nas-0-0", volume, Epoch(17));
         assert!(iqn.starts_with(TARGETS) && !iqn.chars().any(char::is_uppercase), "{iqn}");
         for name in [iqn, backstore(volume, Epoch(17)), device(volume, Epoch(17))] {
-            assert_eq!(epoch(&name), Some(Epoch(17)), "{name}");
+            assert_eq!((epoch(&name), super::volume(&name)), (Some(Epoch(17)), Some(volume)), "{name}");
         }
         assert_eq!(epoch("iqn.2026-11.org.img-storage:nas.0123e"), None);
+        for short in ["iqn.2026-11.org.img-storage:nas.0123.e1", "e1", "", ".e1", "ééééééééééééééééé-e1"] {
+            assert_eq!(super::volume(short), None, "{short}");
+        }
     }
 
     #[test]

@@ -19,6 +19,7 @@ pub mod lio;
 pub mod marks;
 pub mod nas;
 pub mod node;
+mod see;
 pub mod stream;
 pub mod zfs;
 
@@ -118,7 +119,7 @@ fn names(path: &Path) -> Result<Option<Vec<String>>, HostError> {
 }
 
 /// The kernel's ways to say that a thing is not, or no longer, there.
-fn is_gone(error: &io::Error) -> bool {
+pub(crate) fn is_gone(error: &io::Error) -> bool {
     use rustix::io::Errno;
     let codes = [Errno::NOENT, Errno::NODEV, Errno::NXIO, Errno::NOTDIR, Errno::SRCH];
     error.raw_os_error().is_some_and(|code| codes.iter().any(|errno| errno.raw_os_error() == code))

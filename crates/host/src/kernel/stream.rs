@@ -87,6 +87,11 @@ impl Streams {
         Self { local, ssh, program: program("ssh") }
     }
 
+    /// How nodes are reached.
+    pub fn ssh(&self) -> &Ssh {
+        &self.ssh
+    }
+
     /// What a node has of a volume.
     ///
     /// # Errors

@@ -11,6 +11,7 @@ pub mod lend;
 pub mod nas;
 pub mod node;
 pub mod pool;
+pub mod see;
 mod session;
 
 use std::fs::{self, File, OpenOptions};

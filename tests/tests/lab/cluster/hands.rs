@@ -56,7 +56,7 @@ pub async fn hands_meddle(lab: &Lab) -> anyhow::Result<()> {
     cluster.ask(&format!("sync {VOLUME}")).await?;
 
     // It grows under the guest.
-    cluster.ask(&format!("resize {VOLUME} 96M")).await?;
+    cluster.ask(&format!("resize {VOLUME} 96M --timeout 140s")).await?;
     node.wait_for(&format!("test $(blockdev --getsize64 {DEVICE}) = {}", 96 << 20), super::DONE).await?;
     writer.works().await?;
 

@@ -1,10 +1,12 @@
 //! A cluster in the guests: a front end and a NAS with a ZFS pool on `nas`, a node each on `node1` and `node2`, a broker between them.
 
+mod doctor;
 mod guest;
 mod hands;
 mod life;
 mod power;
 
+pub use doctor::the_doctor_names_the_culprit;
 pub use hands::hands_meddle;
 pub use life::{a_volume_lives, daemons_are_killed};
 pub use power::machines_lose_power;
@@ -42,11 +44,11 @@ impl<'l> Cluster<'l> {
         let cluster = Cluster { lab, broker: Mutex::new(broker) };
         cluster.clear().await?;
         let nas = lab.guest("nas")?;
-        nas.check(&format!(
+        nas.check(
             "zpool create tank /dev/disk/by-id/virtio-data; install -d -m 700 /etc/img-storage/ssh
              install -m 600 /var/lib/img-storage/.ssh/id_ed25519 /etc/img-storage/ssh/
-             ssh-keyscan -t ed25519 node1 node2 10.77.0.3 10.77.0.4 > /etc/img-storage/ssh/known_hosts 2> /dev/null"
-        ))
+             ssh-keyscan -t ed25519 node1 node2 10.77.0.3 10.77.0.4 > /etc/img-storage/ssh/known_hosts 2> /dev/null",
+        )
         .await?;
         cluster.configure(nas, "frontend", "").await?;
         let pools = "[nas]\nname = \"nas\"\ndata_address = \"10.77.0.2\"\n[nas.zfs]\ntank = \"tank\"\n";

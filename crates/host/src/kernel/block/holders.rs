@@ -62,6 +62,17 @@ pub async fn holders(device: Number) -> Result<Vec<Holder>, HostError> {
     blocking(format!("cannot tell who holds the block device {device}"), LOOK, move || all(device)).await
 }
 
+/// Everybody who holds what a path leads to, in words; nobody holds what is not there.
+///
+/// # Errors
+/// When it cannot be told.
+pub async fn holders_at(path: &Path) -> Result<Vec<String>, HostError> {
+    match number(path)? {
+        Some(device) => Ok(holders(device).await?.iter().map(ToString::to_string).collect()),
+        None => Ok(Vec::new()),
+    }
+}
+
 fn all(device: Number) -> Result<Vec<Holder>, HostError> {
     let mut found = Vec::new();
     let mut numbers = vec![device];

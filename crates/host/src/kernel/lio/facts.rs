@@ -47,6 +47,8 @@ pub struct Target {
     pub luns: Vec<Lun>,
     /// Who is let in.
     pub acls: Vec<Acl>,
+    /// The initiators that are logged in without an ACL.
+    pub dynamic: Vec<String>,
 }
 
 /// A LUN.
@@ -134,6 +136,7 @@ impl Lio {
             portals: Vec::new(),
             luns: Vec::new(),
             acls: Vec::new(),
+            dynamic: Vec::new(),
         };
         if !target.group {
             return Ok(Some(target));
@@ -142,6 +145,9 @@ impl Lio {
         target.enabled = is_on("enable")?;
         target.authentication = is_on("attrib/authentication")?;
         target.open_to_all = is_on("attrib/generate_node_acls")?;
+        // Each is ended by a line feed and a zero byte.
+        let dynamic = text(&dir.join("dynamic_sessions"))?.unwrap_or_default();
+        target.dynamic = dynamic.split(['\n', '\0']).filter(|name| !name.is_empty()).map(str::to_owned).collect();
         let portals = names(&dir.join("np"))?.unwrap_or_default();
         target.portals = portals.iter().filter_map(|name| name.parse().ok()).collect();
         for lun in names(&dir.join("lun"))?.unwrap_or_default() {
@@ -323,11 +329,15 @@ mod tests {
                 luns: vec![0],
                 session: Some(Login { state: "TARG_SESS_STATE_LOGGED_IN".into(), from: vec!["10.77.0.3".into()] }),
             }],
+            dynamic: Vec::new(),
         };
         assert_eq!(targets, [target]);
         assert!(targets[0].acls[0].session.as_ref().unwrap().is_logged_in());
         assert_eq!(backstores_on(dir.path(), number).unwrap(), ["iblock_7300/trial-v1"]);
         assert_eq!(backstores_on(dir.path(), Number { major: 230, minor: 16 }).unwrap(), [""; 0]);
+        // As the kernel writes them: a line feed and a zero byte after each.
+        fs::write(lio.group_dir(TARGET).join("dynamic_sessions"), "iqn.a\n\0iqn.b\n\0").unwrap();
+        assert_eq!(lio.target(TARGET).await.unwrap().unwrap().dynamic, ["iqn.a", "iqn.b"]);
     }
 
     #[tokio::test]

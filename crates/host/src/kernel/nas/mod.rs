@@ -1,6 +1,7 @@
 //! The verbs of a NAS on the kernel plane: zvols in its datasets, their iSCSI exports, and the streams to and from its nodes.
 
 mod jobs;
+mod see;
 
 use super::{
     block,

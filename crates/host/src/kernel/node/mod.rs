@@ -5,6 +5,7 @@
 
 mod device;
 mod local;
+mod see;
 
 use super::{
     block::{self, Holder as Has, Number},

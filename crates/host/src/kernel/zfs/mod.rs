@@ -188,11 +188,19 @@ impl Zfs {
     /// # Errors
     /// When they cannot be listed.
     pub async fn snapshots(&self, of: &Dataset) -> Result<Option<Vec<SnapshotFacts>>, HostError> {
-        const COLUMNS: &str = "guid,createtxg,userrefs,written,referenced,name";
         let asked =
-            self.run(&["list", "-Hp", "-d", "1", "-t", "snapshot", "-o", COLUMNS, "-s", "createtxg", of.as_str()], LOOK).await;
+            self.run(&["list", "-Hp", "-d", "1", "-t", "snapshot", "-o", SNAPSHOTS, "-s", "createtxg", of.as_str()], LOOK).await;
         let Some(lines) = self.or_absent(of, asked).await? else { return Ok(None) };
         parse::snapshots(&lines).map(Some).map_err(|why| unreadable(format_args!("the list of snapshots of {of}"), &why))
+    }
+
+    /// The snapshots of everything in a dataset, at any depth, oldest first.
+    ///
+    /// # Errors
+    /// When they cannot be listed, as when there is no such dataset.
+    pub async fn snapshots_below(&self, below: &Dataset) -> Result<Vec<SnapshotFacts>, HostError> {
+        let lines = self.run(&["list", "-Hp", "-r", "-t", "snapshot", "-o", SNAPSHOTS, below.as_str()], LOOK).await?;
+        parse::snapshots(&lines).map_err(|why| unreadable(format_args!("the list of snapshots in {below}"), &why))
     }
 
     /// The tags by which a snapshot is held.
@@ -270,6 +278,8 @@ impl Zfs {
     }
 }
 
+/// The columns that [`parse::snapshots`] reads.
+const SNAPSHOTS: &str = "guid,createtxg,userrefs,written,referenced,name";
 /// The columns that [`parse::volumes`] reads.
 const FIELDS: &str = "name,property,value,source";
 

@@ -163,6 +163,14 @@ impl QemuNode {
     }
 }
 
+/// Who is connected to the guest's sockets in the directory of a storage daemon.
+///
+/// # Errors
+/// When that cannot be told.
+pub async fn guests_at(dir: &std::path::Path) -> Result<Vec<Holder>, HostError> {
+    users::of(&["guest.sock", "vhost.sock"].map(|name| dir.join(name))).await
+}
+
 impl NodeHost for QemuNode {
     fn observe(&self, volume: NodeVolume) -> Work<'_, node::Facts> {
         boxed(async move { node::Facts::Qemu(self.look(volume.id).await) })

@@ -1,0 +1,165 @@
+//! What doctor makes of facts: one row of a table each, from a host that is in order.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
+
+mod files;
+mod nas;
+mod node;
+
+use img_storage_model::{
+    Dataset, Epoch, Fact, HostName, Plane, Size, SnapshotId, VolumeId,
+    doctor::{
+        Diagnosis, Finding, Level, Zvol,
+        shown::{OUR_HOLD, Place, Pool, Snapshot},
+    },
+    messages::{DeviceKind, Want},
+    nas::{Authority, Mapping, Stage, VolumeRecord},
+};
+use jiff::Timestamp;
+use uuid::Uuid;
+
+/// The mapping's epoch in every table.
+pub const E: Epoch = Epoch(3);
+pub const SIZE: u64 = 64 << 20;
+
+pub fn host(name: &str) -> HostName {
+    name.parse().unwrap()
+}
+
+pub fn volume() -> VolumeId {
+    VolumeId(Uuid::from_u128(1))
+}
+
+pub fn snapshot(n: u128) -> SnapshotId {
+    SnapshotId(Uuid::from_u128(100 + n))
+}
+
+pub fn dataset(name: &str) -> Dataset {
+    Dataset::new(name).unwrap()
+}
+
+pub fn zvol(name: &str, snapshots: &[u128]) -> Zvol {
+    let ours = |n: &u128| Snapshot { name: snapshot(*n).to_string(), ours: true, holds: vec![OUR_HOLD.to_owned()] };
+    Zvol {
+        name: dataset(name),
+        mark: Some(volume().to_string()),
+        overlay: None,
+        size: SIZE,
+        used: SIZE,
+        written: 0,
+        snapshots: snapshots.iter().map(ours).collect(),
+        resume: false,
+    }
+}
+
+pub fn foreign(name: &str) -> Snapshot {
+    Snapshot { name: name.to_owned(), ours: false, holds: Vec::new() }
+}
+
+pub fn place(name: &str, zvols: Vec<Zvol>) -> Place {
+    Place { dataset: dataset(name), room: Fact::Known(Some((50, 50))), zvols: Fact::Known(zvols) }
+}
+
+pub fn pools(name: &str) -> Fact<Vec<Pool>> {
+    Fact::Known(vec![Pool { name: name.to_owned(), health: "ONLINE".to_owned(), read_only: false }])
+}
+
+pub fn mapping(want: Want, authority: Authority) -> Mapping {
+    Mapping {
+        node: host("node1"),
+        epoch: E,
+        device: DeviceKind::Block,
+        request: img_storage_model::RequestId(Uuid::from_u128(9)),
+        since: Timestamp::UNIX_EPOCH,
+        want,
+        force: false,
+        abandon: false,
+        port: 3260,
+        revision_floor: 0,
+        authority,
+        pivoted_at: None,
+        layer: Default::default(),
+        push: None,
+        accepted: None,
+        sync_now: false,
+        copying: Default::default(),
+        base_unsure: false,
+    }
+}
+
+pub fn row(plane: Plane, mapping: Option<Mapping>) -> VolumeRecord {
+    VolumeRecord {
+        id: volume(),
+        pool: "tank".parse().unwrap(),
+        name: "vol1".parse().unwrap(),
+        plane,
+        size: Size::exact(SIZE).unwrap(),
+        created: Timestamp::UNIX_EPOCH,
+        stage: Stage::Ready,
+        epoch: E,
+        asked: None,
+        asked_before: Vec::new(),
+        lent: false,
+        attributes: Default::default(),
+        assign: None,
+        mapping,
+    }
+}
+
+/// What differs, in one line each.
+pub fn lines(found: &Diagnosis) -> Vec<String> {
+    let differs = found.findings.iter().filter(|f| f.level == Level::Differs);
+    differs.map(|f| format!("{}: {}", f.thing, f.is)).collect()
+}
+
+/// The one thing that differs; it says what should be and what to do.
+pub fn only(found: &Diagnosis) -> &Finding {
+    let differs: Vec<&Finding> = found.findings.iter().filter(|f| f.level == Level::Differs).collect();
+    let [one] = differs.as_slice() else { panic!("not one: {:#?}", lines(found)) };
+    assert!(!one.is.is_empty() && !one.should_be.is_empty() && !one.next.is_empty(), "{one:#?}");
+    assert!(found.unseen.is_empty(), "{:?}", found.unseen);
+    one
+}
+
+#[test]
+fn what_lasts_counts_and_one_volume_is_one_volume() {
+    let finding = |thing: &str, is: &str, volume: Option<&str>, stranger| Finding {
+        level: Level::Differs,
+        host: host("nas"),
+        volume: volume.map(str::to_owned),
+        thing: thing.to_owned(),
+        is: is.to_owned(),
+        should_be: "not so".to_owned(),
+        held_by: Vec::new(),
+        next: String::new(),
+        ask: None,
+        stranger,
+    };
+    let look = |findings| Diagnosis { findings, unseen: Vec::new() };
+    let one = finding("export a", "7 bytes", Some("nas:tank/vol1"), false);
+    let later = finding("export a", "9 bytes", Some("nas:tank/vol1"), false);
+    let moment = finding("export b", "there", Some("nas:tank/vol1"), false);
+    let lasting = look(vec![one, moment.clone()]).confirmed_by(look(vec![later.clone()]));
+    assert_eq!(lasting.findings, std::slice::from_ref(&later));
+    let pool = finding("pool tank", "DEGRADED", None, false);
+    let all = vec![
+        later.clone(),
+        pool.clone(),
+        finding("zvol x", "unknown", None, true),
+        finding("x", "", Some("nas:tank/vol2"), false),
+    ];
+    for name in ["vol1", "tank/vol1", "nas:tank/vol1"] {
+        let mut limited = look(all.clone());
+        limited.limit_to(&name.parse().unwrap());
+        assert_eq!(limited.findings, [later.clone(), pool.clone()], "{name}");
+    }
+}
+
+#[test]
+fn a_dead_daemon_is_said_and_one_that_cannot_be_seen_is_not_dead() {
+    let daemon = |running| img_storage_model::doctor::daemon(&host("nas"), "NAS", &running, "img-storage-nas");
+    assert_eq!(daemon(Fact::Known(Some(7))), Diagnosis::default());
+    assert!(only(&daemon(Fact::Known(None))).next.contains("journalctl -u img-storage-nas"));
+    let blind = daemon(Fact::Unknown("not root".to_owned()));
+    assert_eq!((blind.findings.len(), blind.unseen.len()), (0, 1));
+}
