@@ -42,7 +42,7 @@ fn record(lies: Lies, want: Want) -> NodeRecord {
         proof: None,
     });
     record.local = Some(E);
-    record.apply(NodeChange::Lies(lies));
+    record.apply(NodeChange::Lies(lies), jiff::Timestamp::UNIX_EPOCH);
     record
 }
 
@@ -64,7 +64,7 @@ fn session() -> Session {
 
 fn copy() -> LocalZvol {
     let newest = snapshot::Snapshot { id: crate::snapshot(1), guid: 1 };
-    LocalZvol { size: SIZE, snapshots: vec![newest], written: 0, receives: None, resume: None, reserved: true }
+    LocalZvol { size: SIZE, snapshots: vec![newest], received: true, written: 0, receives: None, resume: None, reserved: true }
 }
 
 /// A node on which a row's guest has what the ledger says.
@@ -203,7 +203,7 @@ fn local_copies_and_overlays() {
     assert!(only(&half).next.contains("zfs receive -A"));
     // A mapping that is over: a warm copy is no fault, what else is left is one.
     let mut over = site(Lies::Local, Want::Gone);
-    over.rows[0].apply(NodeChange::Ended { warm: true });
+    over.rows[0].apply(NodeChange::Ended { warm: true, home: None }, jiff::Timestamp::UNIX_EPOCH);
     assert!(only(&examine(&over)).should_be.contains("over"), "the device");
     let facts = over.volumes.get_mut(&volume()).unwrap();
     facts.device = Fact::Known(None);
