@@ -79,6 +79,8 @@ pub(crate) struct Shown {
     pub due: Option<(Timestamp, AttributeFrom)>,
     /// Everything wanted of an unmapped volume is done.
     pub at_rest: bool,
+    /// Length of the volume here, in bytes, where it was just seen.
+    pub length: Option<u64>,
     /// Where a front end that fills or reads it finds the contents.
     pub served: Option<img_storage_model::messages::Endpoint>,
     /// The newest write-back that came home was taken after this.

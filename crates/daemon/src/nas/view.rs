@@ -79,6 +79,7 @@ pub(super) fn show(record: &VolumeRecord, nas: &HostName, seen: &Seen<'_>) -> Sh
         attributes: record.attributes,
         due: seen.due,
         at_rest: false,
+        length: None,
         served: None,
         home_at,
         failed: None,

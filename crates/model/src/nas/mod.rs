@@ -127,6 +127,14 @@ impl Facts {
         }
     }
 
+    /// Length of the volume here, in bytes.
+    pub fn length(&self) -> Option<u64> {
+        match self {
+            Facts::Qemu(facts) => facts.disk.known().copied().flatten().map(|d| d.size),
+            Facts::Kernel(facts) => facts.zvol.known()?.as_ref().map(|z| z.size),
+        }
+    }
+
     /// Whether a reader's export is served.
     pub fn reader(&self) -> Option<bool> {
         match self {

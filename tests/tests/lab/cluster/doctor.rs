@@ -78,6 +78,9 @@ pub async fn the_doctor_names_the_culprit(lab: &Lab) -> anyhow::Result<()> {
 
     cluster.ask(&format!("map {VOLUME} node1 --sync --wait local --timeout 140s")).await?;
     cluster.ask(&format!("sync {VOLUME}")).await?;
+    let view = cluster.view().await?;
+    let id = if view["id"].is_null() { &view["volume"]["id"] } else { &view["id"] };
+    let volume: VolumeId = serde_json::from_value(id.clone())?;
     for host in ["nas", "node1"] {
         well(&cluster, host).await?;
         cluster.kill(host).await?;
@@ -100,9 +103,6 @@ pub async fn the_doctor_names_the_culprit(lab: &Lab) -> anyhow::Result<()> {
     ensure!(finding(&said, "stray", &[]).is_err(), "of another volume: {said:#}");
 
     // The NAS: a snapshot and writes by hand, and a target of an older mapping that targetcli made and saved.
-    let view = cluster.view().await?;
-    let id = if view["id"].is_null() { &view["volume"]["id"] } else { &view["id"] };
-    let volume: VolumeId = serde_json::from_value(id.clone())?;
     let target = iqn("nas", volume, Epoch(77));
     nas.check(&format!(
         "zfs snapshot {VOLUME}@by-hand; dd if=/dev/urandom of={ZVOL} bs=64k count=4 conv=fsync status=none; zpool sync tank"

@@ -64,6 +64,7 @@ impl Actor {
         shown.failed = self.failed.clone();
         shown.unread = self.unread.clone();
         shown.at_rest = self.at_rest;
+        shown.length = facts.and_then(Facts::length);
         shown.served = facts.and_then(|f| self.served(f));
         shown
     }
