@@ -7,6 +7,7 @@
 
 pub mod accelerator;
 pub mod cache;
+pub mod cluster;
 pub mod disk;
 pub mod guest;
 pub mod image;

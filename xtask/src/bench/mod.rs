@@ -5,6 +5,7 @@
 mod bus;
 mod copy;
 mod guest;
+mod kernel;
 mod machine;
 mod mapping;
 mod scale;
@@ -13,7 +14,7 @@ mod write_back;
 use crate::{command, demo, packages, screen};
 use anyhow::{Context as _, bail, ensure};
 use clap::Args;
-use img_storage_tests::service::Service;
+use img_storage_tests::{lab, service::Service};
 use rand::{Rng as _, SeedableRng as _, rngs::SmallRng};
 use std::{
     fs::{self, File},
@@ -27,6 +28,8 @@ use std::{
 const LIMIT: Duration = Duration::from_secs(900);
 /// Where the result goes in the document.
 const MARKS: [&str; 2] = ["<!-- bench: begin -->", "<!-- bench: end -->"];
+/// Where that of the kernel plane goes.
+const KERNEL_MARKS: [&str; 2] = ["<!-- bench kernel: begin -->", "<!-- bench kernel: end -->"];
 
 /// Measure what it costs, next to what the same work costs otherwise
 #[derive(Args)]
@@ -37,7 +40,8 @@ pub struct Bench {
     /// Put the result into docs/performance.md
     #[arg(long)]
     write: bool,
-    /// Only these parts: mapping, copy, write-back, guest, scale, bus
+    /// Only these parts: mapping, copy, write-back, guest, scale, bus; or kernel alone, which is measured in virtual machines and
+    /// only when it is named
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
     /// The disk to measure on; a short path, because sockets are in it
@@ -63,6 +67,10 @@ struct Part {
 
 impl Bench {
     pub fn run(&self) -> anyhow::Result<ExitCode> {
+        if self.only.iter().any(|only| only == "kernel") {
+            ensure!(self.only.len() == 1, "the kernel plane is measured alone: --only kernel");
+            return self.run_kernel();
+        }
         for needs in [&packages::PRODUCT[..], &packages::BENCH[..], &packages::BROKER[..]] {
             packages::ensure(needs)?;
         }
@@ -83,13 +91,32 @@ impl Bench {
             }
         })?;
         runtime.shutdown_timeout(Duration::from_secs(5));
+        self.tell(parts, MARKS)
+    }
+
+    fn run_kernel(&self) -> anyhow::Result<ExitCode> {
+        packages::ensure(&packages::LAB)?;
+        packages::ensure(&packages::BROKER)?;
+        lab::possible()?;
+        let program = demo::release()?;
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+        let parts = runtime.block_on(async {
+            tokio::select! {
+                parts = kernel::measure(&program, self.quick) => parts,
+                () = demo::interrupted() => bail!("interrupted; everything that was started is ended and removed"),
+            }
+        })?;
+        self.tell(parts, KERNEL_MARKS)
+    }
+
+    fn tell(&self, parts: Vec<Part>, marks: [&str; 2]) -> anyhow::Result<ExitCode> {
         let mut text = format!("{}\n", machine::describe(&self.dir, self.quick)?);
         for part in parts {
             text.push_str(&format!("### {}\n\n{}\n", part.title, part.text));
         }
         println!("\n{text}");
         if self.write {
-            write(&text)?;
+            write(&text, marks)?;
         }
         Ok(ExitCode::SUCCESS)
     }
@@ -180,12 +207,12 @@ fn forget(path: &Path) -> anyhow::Result<()> {
     Ok(rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed)?)
 }
 
-fn write(text: &str) -> anyhow::Result<()> {
+fn write(text: &str, marks: [&str; 2]) -> anyhow::Result<()> {
     let path = command::root().join("docs/performance.md");
     let old = fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
-    let (before, rest) = old.split_once(MARKS[0]).with_context(|| format!("{} has no {}", path.display(), MARKS[0]))?;
-    let (_, after) = rest.split_once(MARKS[1]).with_context(|| format!("{} has no {}", path.display(), MARKS[1]))?;
-    fs::write(&path, format!("{before}{}\n\n{text}\n{}{after}", MARKS[0], MARKS[1]))?;
+    let (before, rest) = old.split_once(marks[0]).with_context(|| format!("{} has no {}", path.display(), marks[0]))?;
+    let (_, after) = rest.split_once(marks[1]).with_context(|| format!("{} has no {}", path.display(), marks[1]))?;
+    fs::write(&path, format!("{before}{}\n\n{text}\n{}{after}", marks[0], marks[1]))?;
     println!("written to {}", path.display());
     Ok(())
 }

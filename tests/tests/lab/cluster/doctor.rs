@@ -1,10 +1,12 @@
 //! What somebody did by hand, on the NAS and on a node, with the daemons dead: doctor names it and who holds it, changes nothing, and
 //! what it says to do is what helps.
 
-use super::{Cluster, DEVICE, DIR, DONE, VOLUME, ZVOL};
 use anyhow::ensure;
 use img_storage_model::{Epoch, VolumeId, nas::kernel::iqn};
-use img_storage_tests::lab::Lab;
+use img_storage_tests::lab::{
+    Lab,
+    cluster::{Cluster, DEVICE, DIR, DONE, VOLUME, ZVOL},
+};
 use serde_json::Value;
 
 /// Everything that doctor could have changed on a guest, in one text.

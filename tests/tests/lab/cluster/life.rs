@@ -1,11 +1,10 @@
 //! The life of a volume, with a guest that writes all the time.
 
-use super::{
-    Cluster, DEVICE, VOLUME, ZVOL,
-    guest::{Writer, holds},
-};
 use anyhow::ensure;
-use img_storage_tests::lab::Lab;
+use img_storage_tests::lab::{
+    Lab,
+    cluster::{Cluster, DEVICE, VOLUME, Writer, ZVOL, holds},
+};
 use std::time::{Duration, Instant};
 
 /// Remote, copied, local, written back, unmapped; on the other node; brought back; and again on the first, which has a warm copy.

@@ -1,10 +1,9 @@
 //! Machines that lose their power, with what they had not flushed, and networks that go away.
 
-use super::{
-    Cluster, DEVICE, VOLUME, ZVOL,
-    guest::{Writer, holds},
+use img_storage_tests::lab::{
+    Lab,
+    cluster::{Cluster, DEVICE, VOLUME, Writer, ZVOL, holds},
 };
-use img_storage_tests::lab::Lab;
 use std::time::Duration;
 
 /// The NAS under a running guest; the node with writes that are nowhere else; the network while the volume is copied.

@@ -126,6 +126,13 @@ fn plan_push(
     if f.reader {
         return Decision::Wait("a reader is copying the volume; the write-back waits".to_owned());
     }
+    let Some(common) = newest_common(&zvol.points(), &kernel.snapshots) else {
+        return Decision::Stuck(format!(
+            "no snapshot of this volume is also on {}: there is nothing to send a difference from; the local copy is kept, \
+             and the documentation of the kernel plane says how to send it whole",
+            m.node
+        ));
+    };
     if zvol.written > 0 {
         return Decision::Stuck(format!(
             "{} bytes were written to the volume here while {} has it: nothing is received over them; \
@@ -136,12 +143,6 @@ fn plan_push(
     if let Some(foreign) = &zvol.foreign {
         return Decision::Stuck(format!("nothing can be received over snapshot {foreign}, which is newer than ours; destroy it"));
     }
-    let Some(common) = newest_common(&zvol.points(), &kernel.snapshots) else {
-        return Decision::Stuck(format!(
-            "no snapshot of this volume is also on {}: there is nothing to send a difference from; the local copy is kept",
-            m.node
-        ));
-    };
     if zvol.snapshots.last().map(|s| s.snapshot) != Some(common) {
         return Decision::Stuck(format!(
             "the newest snapshot here is not on {}: nothing is received over it; the local copy is kept",

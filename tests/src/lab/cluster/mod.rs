@@ -1,27 +1,20 @@
 //! A cluster in the guests: a front end and a NAS with a ZFS pool on `nas`, a node each on `node1` and `node2`, a broker between them.
 
-mod doctor;
-mod guest;
-mod hands;
-mod life;
-mod power;
+mod writer;
 
-pub use doctor::the_doctor_names_the_culprit;
-pub use hands::hands_meddle;
-pub use life::{a_volume_lives, daemons_are_killed};
-pub use power::machines_lose_power;
+pub use writer::{Known, Writer, holds};
 
-use anyhow::ensure;
-use img_storage_tests::{
+use crate::{
     broker::{Broker, Until},
-    lab::{Guest, Lab, ssh::Output},
+    lab::{Guest, Lab, Output},
 };
+use anyhow::ensure;
 use serde_json::Value;
 use std::time::{Duration, Instant};
 use tokio::sync::Mutex;
 
 /// The state directory of every role.
-const DIR: &str = "/var/lib/img-storage-state";
+pub const DIR: &str = "/var/lib/img-storage-state";
 /// The only volume.
 pub const VOLUME: &str = "tank/vol1";
 /// Its device on every node.
@@ -127,6 +120,10 @@ impl<'l> Cluster<'l> {
         self.begin(name).await
     }
 
+    /// A guest.
+    ///
+    /// # Errors
+    /// When there is none of this name.
     pub fn guest(&self, name: &str) -> anyhow::Result<&'l Guest> {
         self.lab.guest(name)
     }
@@ -171,6 +168,10 @@ impl<'l> Cluster<'l> {
         }
     }
 
+    /// What is shown of the volume.
+    ///
+    /// # Errors
+    /// When it cannot be asked for.
     pub async fn view(&self) -> anyhow::Result<Value> {
         let said = self.guest("nas")?.check(&format!("img-storage --dir {DIR} show {VOLUME} -o json")).await?;
         Ok(serde_json::from_str(&said)?)

@@ -18,7 +18,7 @@ pub struct Writer<'c> {
 }
 
 /// For each block what was tried since the last write that is known to have been answered, that one first.
-type Known = BTreeMap<u32, Vec<String>>;
+pub type Known = BTreeMap<u32, Vec<String>>;
 
 impl<'c> Writer<'c> {
     /// Begins to write.

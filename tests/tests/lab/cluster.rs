@@ -1,0 +1,11 @@
+//! Scenarios with a whole cluster: a front end and a NAS with a ZFS pool on `nas`, a node each on `node1` and `node2`.
+
+mod doctor;
+mod hands;
+mod life;
+mod power;
+
+pub use doctor::the_doctor_names_the_culprit;
+pub use hands::hands_meddle;
+pub use life::{a_volume_lives, daemons_are_killed};
+pub use power::machines_lose_power;
