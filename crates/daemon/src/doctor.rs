@@ -101,8 +101,11 @@ fn ledgers(dir: &Path) -> Result<Vec<(HostName, PathBuf)>, Fault> {
     for entry in fs::read_dir(dir).map_err(bad)? {
         let path = entry.map_err(bad)?.path();
         let name = path.file_name().and_then(|name| HostName::new(name.to_string_lossy()).ok());
-        if let Some(name) = name.filter(|_| path.join(LEDGER).is_file()) {
-            found.push((name, path));
+        let Some(name) = name else { continue };
+        match fs::metadata(path.join(LEDGER)) {
+            Ok(_) => found.push((name, path)),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound || e.kind() == std::io::ErrorKind::NotADirectory => {}
+            Err(e) => return Err(bad(e)),
         }
     }
     found.sort();

@@ -231,6 +231,7 @@ impl Actor {
             NodeChange::Pushed(result) => format!("write-back {} ended: {}", result.push, ending(&result.outcome)),
             NodeChange::Lies(lies) => format!("the guest's writes: {lies:?}"),
             NodeChange::LocalGone => "the local copy is gone".to_owned(),
+            NodeChange::Home(newest) => format!("the NAS has {}, the newest of the local copy", newest.id),
             NodeChange::Ended { warm: false, .. } => "the mapping is over".to_owned(),
             NodeChange::Ended { warm: true, .. } => "the mapping is over; the local copy is kept for the next time".to_owned(),
             NodeChange::Going(why) => format!("the copy kept for the next time goes: {why}"),

@@ -12,7 +12,7 @@ use img_storage_model::{
     messages::Want,
     node::{
         Decision, Going, Lies, NodeRecord, Step, Warm,
-        kernel::{Kept, NodeStep, needs, surplus},
+        kernel::{Kept, NodeStep, needs, needs_overlay, surplus},
     },
 };
 use std::{
@@ -37,6 +37,8 @@ enum Stand {
     Kept { nas: HostName, name: String, warm: Warm },
     /// It is to get a local copy, of this size.
     Coming(Size),
+    /// It is to get an overlay, of this size.
+    Switching(Size),
 }
 
 /// All of them.
@@ -59,10 +61,12 @@ impl Shelf {
             return;
         }
         let assign = &record.assign;
-        let coming =
-            assign.plane == Plane::Kernel && !record.has_ended() && assign.want == Want::Local && record.lies == Lies::Remote;
+        let mapped = assign.plane == Plane::Kernel && !record.has_ended();
+        let coming = mapped && assign.want == Want::Local && record.lies == Lies::Remote;
+        let overlay = mapped && matches!(next, Decision::Do(Step::Kernel(NodeStep::CreateOverlay { .. })));
         let stand = match record.kept() {
             Some(warm) => Some(Stand::Kept { nas: assign.nas.clone(), name: assign.name.clone(), warm }),
+            None if overlay => Some(Stand::Switching(assign.size)),
             None => coming.then_some(Stand::Coming(assign.size)),
         };
         let mut stands = lock(&self.stands);
@@ -100,9 +104,14 @@ impl Shelf {
 
     /// Bytes that local copies will need which are about to be made.
     fn needed(&self, copies: &LocalCopies) -> u64 {
-        let used = |volume| copies.used.get(volume).copied().unwrap_or(0);
+        let used = |volume: &VolumeId| copies.used.get(volume).copied().unwrap_or(0);
         let stands = lock(&self.stands);
-        stands.iter().map(|(volume, stand)| if let Stand::Coming(size) = stand { needs(*size, used(volume)) } else { 0 }).sum()
+        let need = |(volume, stand): (&VolumeId, &Stand)| match stand {
+            Stand::Coming(size) => needs(*size, used(volume)),
+            Stand::Switching(size) => needs_overlay(*size),
+            Stand::Kept { .. } => 0,
+        };
+        stands.iter().map(need).sum()
     }
 
     fn is_bare(&self) -> bool {

@@ -307,9 +307,10 @@ impl<'a> Volume<'a> {
         let taken_over = m.authority == Authority::Node && (m.accepted.is_some() || m.copying.base.is_some_and(has));
         if taken_over && zvol.written > 0 && !zvol.resume {
             let next = format!(
-                "nothing is received over it, so nothing comes home. Find who wrote; then go back to the newest of ours, which \
-                 forgets those writes: zfs rollback {}@IMG-STORAGE-…",
-                zvol.name
+                "nothing is received over it, so nothing comes home. First run doctor on {}: if it does not have \
+                 the mapping as it is here, this ledger may be an old one, and these the newest writes. Otherwise find who wrote, save what they \
+                 need, and go back to the newest of ours, which forgets those writes: zfs rollback {}@IMG-STORAGE-…",
+                m.node, zvol.name
             );
             notes
                 .differs(

@@ -296,7 +296,7 @@ impl Volume<'_> {
         let ask = device_of(&self.label);
         let raw = self.raw().map_or("", |d| d.table.as_str());
         let table = |words: &str| if raw.is_empty() { words.to_owned() } else { format!("{words}; dmsetup table: {raw}") };
-        if row.has_ended() {
+        if row.has_ended() && device.epoch <= row.assign.epoch {
             let next = "the daemon removes it when it runs and nobody has it open: end who is named, then it goes by itself";
             notes.differs(about, thing, table("it is there"), "none: the mapping is over", next).ask(ask);
             return;
@@ -305,6 +305,13 @@ impl Volume<'_> {
             let next = "end who is named, and the unmap goes on by itself; img-storage unmap --force cuts them off";
             let is = format!("the volume is being unmapped, and {} have it open", device.open);
             notes.differs(about, thing, is, "closed", next).ask(ask);
+            return;
+        }
+        if device.epoch > row.assign.epoch {
+            let next = "this host's ledger is older than the device: is it from a backup? The guest is current; end nothing, and remove \
+                        nothing, until the ledger that was last in use is back";
+            let should = format!("epoch {}", row.assign.epoch);
+            notes.differs(about, thing, table(&format!("it is of epoch {}", device.epoch)), should, next).ask(ask);
             return;
         }
         if device.epoch != row.assign.epoch {
@@ -383,7 +390,19 @@ impl Volume<'_> {
                     );
                     notes.differs(about, thing.clone(), "a receive was cut off half way", "none is under way", next);
                 }
-                if row.has_ended() {
+                let newest = local.snapshots.last().copied();
+                let warm = row.kept().unwrap_or_default();
+                let unproven = warm.home.is_none() || warm.home != newest;
+                if row.has_ended() && (warm.stays.is_some() || local.written > 0 || unproven) {
+                    let is = format!(
+                        "a local copy of a mapping that is over, {} written since its newest snapshot{}",
+                        human_bytes(local.written),
+                        warm.stays.map_or_else(String::new, |why| format!("; {why}"))
+                    );
+                    let next = "it may be the only copy: compare its newest IMG-STORAGE snapshot (zfs get guid) with those of the volume \
+                                on its NAS before anything is done with it, and save what is in it if they differ";
+                    notes.differs(about, thing, is, "what the NAS is known to have", next);
+                } else if row.has_ended() {
                     let used = zvol.map_or(0, |z| z.used);
                     notes.note(
                         about,

@@ -114,7 +114,8 @@ impl Notes<'_> {
             }
             Some(Some((used, free))) if percent(*used, used.saturating_add(*free)) >= NEARLY_FULL => {
                 let is = format!("{}% is in use, {} are free", percent(*used, used.saturating_add(*free)), human_bytes(*free));
-                let next = "zfs list -o space -r shows what takes the room; snapshots of others and old warm copies come first";
+                let next =
+                    "zfs list -o space -r shows what takes the room; on a node, less [vm] warm_copies lets old warm copies go";
                 self.differs(About::Host, format!("dataset {dataset}"), is, "less than 90% is in use", next);
             }
             _ => {}

@@ -192,6 +192,7 @@ impl NodeRecord {
             NodeChange::Local(epoch) => self.local = Some(epoch),
             NodeChange::Pushed(result) => self.pushed = Some(result),
             NodeChange::LocalGone => self.local = None,
+            NodeChange::Home(newest) => self.warm = Some(Warm { home: Some(newest), ..Warm::default() }),
             NodeChange::Going(why) => self.warm = self.kept().map(|warm| Warm { going: Some(why), stays: None, ..warm }),
             NodeChange::Stays(why) => self.warm = self.kept().map(|warm| Warm { going: None, stays: Some(why), ..warm }),
             // That one was made stays known: a stream that was under way when the mapping ended may still make another.
@@ -221,6 +222,8 @@ pub enum NodeChange {
     LocalGone,
     /// A push ended.
     Pushed(PushResult),
+    /// The NAS has this, the newest snapshot of the local copy, from which the guest goes back to it.
+    Home(Snapshot),
     /// The warm copy is to go.
     Going(Going),
     /// The warm copy was to go, and stays: why.

@@ -203,13 +203,15 @@ fn local_copies_and_overlays() {
     assert!(only(&half).next.contains("zfs receive -A"));
     // A mapping that is over: a warm copy is no fault, what else is left is one.
     let mut over = site(Lies::Local, Want::Gone);
-    over.rows[0].apply(NodeChange::Ended { warm: true, home: None }, jiff::Timestamp::UNIX_EPOCH);
+    over.rows[0].apply(NodeChange::Ended { warm: true, home: copy().snapshots.last().copied() }, jiff::Timestamp::UNIX_EPOCH);
     assert!(only(&examine(&over)).should_be.contains("over"), "the device");
     let facts = over.volumes.get_mut(&volume()).unwrap();
     facts.device = Fact::Known(None);
     let found = examine(&over);
     assert_eq!((found.differing(), found.findings.len()), (0, 1));
     assert!(found.findings[0].is.contains("warm copy"));
+    over.rows[0].apply(NodeChange::Ended { warm: true, home: None }, jiff::Timestamp::UNIX_EPOCH);
+    assert!(only(&examine(&over)).next.contains("only copy"), "nothing is known of what is in it");
 }
 
 #[test]

@@ -138,7 +138,9 @@ fn the_overlay_is_merged_when_the_base_is_there_and_nobody_can_send_any_more() {
     let quiet = LocalZvol { receives: None, ..copy(&[1, 2]) };
     assert_eq!(plan(&base(2), &f(quiet.clone())), Decision::Record(NodeChange::Lies(Lies::MergingLocal)));
     let back = |id| Decision::Do(NodeStep::RollBackLocal { to: snapshot(id) });
-    assert_eq!(plan(&base(2), &f(LocalZvol { written: 1, ..quiet })), back(2), "what is in it is not the guest's");
+    assert!(stuck(&plan(&base(2), &f(LocalZvol { written: 1, ..quiet }))), "an old ledger would not know of the merge");
+    assert_eq!(plan(&base(2), &f(LocalZvol { written: 1, ..copy(&[1, 2]) })), back(2), "what is in it is not the guest's");
+    assert_eq!(plan(&base(2), &f(LocalZvol { reserved: false, ..copy(&[1, 2]) })), Decision::Do(NodeStep::ReserveLocal));
     assert_eq!(plan(&base(2), &f(LocalZvol { written: 1, ..copy(&[1]) })), back(1), "it would receive nothing as it is");
     let other = Snapshot { guid: 1, ..point(2) };
     assert!(waits(&plan(&base(2), &f(LocalZvol { snapshots: vec![point(1), other], ..copy(&[]) }))), "a name is not enough");
@@ -213,7 +215,10 @@ fn the_guest_goes_back_only_over_what_is_home() {
     let log_in = Decision::Do(NodeStep::Login { endpoint: target(), login: login(), size: Size::MIN });
     assert_eq!(plan(&back(true, 2), &f(None, copy(&[2]))), log_in);
     let ready = f(Some(session(true)), copy(&[2]));
-    assert_eq!(plan(&back(true, 2), &ready), Decision::Record(NodeChange::Lies(Lies::MergingRemote)));
+    assert_eq!(plan(&back(true, 2), &ready), Decision::Record(NodeChange::Home(point(2))), "for when the mapping ends");
+    let mut known = back(true, 2);
+    known.apply(NodeChange::Home(point(2)), jiff::Timestamp::UNIX_EPOCH);
+    assert_eq!(plan(&known, &ready), Decision::Record(NodeChange::Lies(Lies::MergingRemote)));
     let given_up = with(back(false, 2), |a| a.back = None);
     assert_eq!(plan(&given_up, &f(None, copy(&[2]))), Decision::Record(NodeChange::Lies(Lies::MergingLocal)));
     let merged = Device { merge: Some(Merge { left: 0, total: 3 }), ..device(Table::Merge(Remote)) };

@@ -49,8 +49,9 @@ impl Steps<'_> {
     /// it syncs, which whoever closes a zvol waits for.
     pub(super) async fn destroy_warm(&self, home: Snapshot) -> Result<(), HostError> {
         let zfs = &self.host.zfs;
-        let Some(found) = marks::ours(zfs, &self.local, self.volume.id).await? else { return Ok(()) };
         zfs.refuse_in_use(&self.local, "destroyed").await?;
+        // After that: who had it open may have written to it until now.
+        let Some(found) = marks::ours(zfs, &self.local, self.volume.id).await? else { return Ok(()) };
         let points = marks::points(&zfs.snapshots(&self.local).await?.unwrap_or_default());
         if points.ours.last().map(|(newest, _)| *newest) != Some(home) {
             return Err(HostError(format!("the newest snapshot of {} is not {} any more; it is kept", self.local, home.id)));
@@ -60,6 +61,19 @@ impl Steps<'_> {
             return Err(HostError(format!(
                 "{written} bytes were written to {} since its newest snapshot; it is kept",
                 self.local
+            )));
+        }
+        self.destroy_local().await
+    }
+
+    /// With no snapshots but ours: what somebody else took may be all that is left of something.
+    pub(super) async fn destroy_local(&self) -> Result<(), HostError> {
+        let zfs = &self.host.zfs;
+        let snapshots = zfs.snapshots(&self.local).await?.unwrap_or_default();
+        if let Some(foreign) = snapshots.iter().find(|s| s.name.name().parse::<SnapshotId>().is_err()) {
+            return Err(HostError(format!(
+                "{} is kept for {}, which somebody else took; destroy that first if nobody needs it",
+                self.local, foreign.name
             )));
         }
         zfs.destroy_volume(&self.local, &self.volume.id.to_string(), marks::HOLD).await

@@ -172,7 +172,7 @@ impl KernelNode {
             NodeStep::UnreserveLocal => self.zfs.unreserve(&at.local).await?,
             NodeStep::GrowLocal { size } => self.zfs.grow(&at.local, marks::whole_blocks(size.bytes())).await?,
             NodeStep::RollBackLocal { to } => at.roll_back(to).await?,
-            NodeStep::DestroyLocal => self.zfs.destroy_volume(&at.local, &volume.id.to_string(), marks::HOLD).await?,
+            NodeStep::DestroyLocal => at.destroy_local().await?,
             NodeStep::DestroyWarm { home } => at.destroy_warm(home).await?,
             NodeStep::CreateOverlay { epoch, size } => at.create_overlay(epoch, size.bytes()).await?,
             NodeStep::RemoveOverlay => {

@@ -22,7 +22,7 @@ impl Zfs {
     /// When the pool has no room for it; nothing is changed then, but in the moment between looking and setting.
     pub async fn reserve(&self, name: &Dataset) -> Result<(), HostError> {
         let place = self.place(name).await?;
-        let missing = place.size.saturating_sub(place.used).saturating_sub(place.available);
+        let missing = place.size.saturating_sub(place.written).saturating_sub(place.available);
         if !place.is_reserved() && missing > 0 {
             return Err(HostError(format!(
                 "the pool of {name} lacks {missing} bytes of room for all that a guest may write to it; make room there"
@@ -49,7 +49,7 @@ impl Zfs {
     }
 
     async fn place(&self, name: &Dataset) -> Result<Place, HostError> {
-        let fields = "volsize,refreservation,usedbydataset,available";
+        let fields = "volsize,refreservation,written,available";
         let lines = self.run(&["get", "-Hp", "-o", "value", fields, name.as_str()], LOOK).await?;
         place(&lines).ok_or_else(|| unreadable(format_args!("the room of {name}"), &lines))
     }
@@ -59,7 +59,8 @@ impl Zfs {
 struct Place {
     size: u64,
     reserved: u64,
-    used: u64,
+    /// Since its newest snapshot: what that holds is no room for the guest's writes.
+    written: u64,
     available: u64,
 }
 
@@ -73,7 +74,7 @@ impl Place {
 fn place(lines: &str) -> Option<Place> {
     let mut lines = lines.lines().map(str::trim);
     let mut number = || lines.next().and_then(|line| if line == "none" { Some(0) } else { line.parse().ok() });
-    Some(Place { size: number()?, reserved: number()?, used: number()?, available: number()? })
+    Some(Place { size: number()?, reserved: number()?, written: number()?, available: number()? })
 }
 
 #[cfg(test)]
@@ -84,7 +85,7 @@ mod tests {
     fn room_is_read() {
         assert!(place("67108864\n0\n24576\n").is_none(), "a value is missing");
         let read = place("67108864\nnone\n24576\n7795113984\n").unwrap();
-        assert_eq!((read.size, read.reserved, read.used, read.available), (67_108_864, 0, 24_576, 7_795_113_984));
+        assert_eq!((read.size, read.reserved, read.written, read.available), (67_108_864, 0, 24_576, 7_795_113_984));
         assert!(!read.is_reserved());
         assert!(place("67108864\n71327744\n24576\n7795113984\n").unwrap().is_reserved());
         assert!(place("67108864\n-\n24576\n7795113984\n").is_none());

@@ -24,6 +24,13 @@ pub(super) fn plan_node(
         return Decision::Wait(format!("waiting for {} to answer", m.node));
     };
     if r.phase == NodePhase::Gone && m.want == Want::Gone {
+        if m.accepted.as_ref().is_none_or(|a| !a.last) {
+            return Decision::Stuck(format!(
+                "{} says that nothing of the volume is mapped there, and its last write-back never came home: is its ledger an old one? \
+                 `img-storage doctor` there shows what it has; nothing is ended",
+                m.node
+            ));
+        }
         return match f.exports.first() {
             Some(export) => Decision::Do(NasStep::Unexport { epoch: export.epoch }),
             None if f.stream.is_some() => Decision::Do(NasStep::EndStream),

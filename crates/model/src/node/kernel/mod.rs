@@ -11,4 +11,4 @@ pub use facts::{Device, Disk, LocalZvol, Merge, NodeFacts, Overlay, Session, Tab
 pub use plan::{Decision, after, after_error, plan};
 pub use shown::{phase, report};
 pub use step::NodeStep;
-pub use warm::{Kept, Quota, needs, surplus};
+pub use warm::{Kept, Quota, needs, needs_overlay, surplus};

@@ -7,7 +7,7 @@
 use super::{
     Device, LocalZvol, NodeFacts, NodeStep, Overlay, Session, Table,
     plan_local::plan_local,
-    warm::{home_of, plan_kept},
+    warm::{home_of, kept_back, plan_kept},
 };
 use crate::{
     Fact, Size,
@@ -190,6 +190,12 @@ fn plan_copy(record: &NodeRecord, f: &Seen<'_>) -> Decision {
     match (record.local, f.local) {
         (None, Some(local)) => return unknown(local),
         (None, None) => return Decision::Record(NodeChange::Local(assign.epoch)),
+        (Some(_), Some(local)) if kept_back(record).is_some() && (local.written > 0 || fresh(record)) => {
+            return Decision::Stuck(format!(
+                "the local copy here would be overwritten, and {}",
+                kept_back(record).unwrap_or_default()
+            ));
+        }
         (Some(_), Some(local)) if fresh(record) && !local.snapshots.is_empty() => return Decision::Do(NodeStep::DestroyLocal),
         (Some(_), Some(local)) => {
             if let Some(decision) = prepare(record, local) {

@@ -59,18 +59,24 @@ pub(super) fn plan_local(record: &NodeRecord, f: &Seen<'_>) -> Decision {
 /// The guest writes to the overlay; the NAS's last difference is on its way.
 fn over_remote(record: &NodeRecord, f: &Seen<'_>) -> Decision {
     let base = record.assign.kernel.as_ref().and_then(|k| k.base);
-    // All that the guest wrote is in the overlay and on the NAS.
-    if let Some(decision) = f.local.and_then(unwritten) {
+    // While it takes streams, all that the guest wrote is in the overlay and on the NAS.
+    if let Some(decision) = f.local.filter(|local| local.receives.is_some()).and_then(unwritten) {
         return decision;
     }
     match (base, f.local) {
         (Some(base), Some(local)) if local.snapshots.last() == Some(&base) => {
-            // No late stream may touch what is about to be the truth.
-            if local.receives.is_some() {
-                return Decision::Do(NodeStep::SetReceives { epoch: None });
+            if local.written > 0 {
+                // Once it takes none the ledger is about to say that the merge began: an old one would not know that it did.
+                return Decision::Stuck(
+                    "something is in the local copy that is newer than what came; the overlay is kept".to_owned(),
+                );
             }
             if !local.reserved {
                 return Decision::Do(NodeStep::ReserveLocal);
+            }
+            // No late stream may touch what is about to be the truth.
+            if local.receives.is_some() {
+                return Decision::Do(NodeStep::SetReceives { epoch: None });
             }
             Decision::Record(NodeChange::Lies(Lies::MergingLocal))
         }
@@ -117,7 +123,14 @@ fn over_local(record: &NodeRecord, f: &Seen<'_>) -> Decision {
         if !home {
             return Decision::Stuck(format!("{} does not have what the local copy holds; the overlay is kept", assign.nas));
         }
-        return attach(record, f).unwrap_or(Decision::Record(NodeChange::Lies(Lies::MergingRemote)));
+        if let Some(decision) = attach(record, f) {
+            return decision;
+        }
+        // When the mapping ends, nothing else will say so of what is left here.
+        let known = record.warm.as_ref().and_then(|warm| warm.home);
+        let newest = local.snapshots.last().filter(|newest| known != Some(**newest));
+        let merging = NodeChange::Lies(Lies::MergingRemote);
+        return Decision::Record(newest.map_or(merging, |newest| NodeChange::Home(*newest)));
     }
     push(record, local)
 }
@@ -143,6 +156,8 @@ fn push(record: &NodeRecord, local: &LocalZvol) -> Decision {
     let home = assign.accepted.and_then(|id| local.snapshots.iter().position(|s| s.id == id));
     match local.snapshots.first() {
         Some(oldest) if home.is_some_and(|at| at > 0) => Decision::Do(NodeStep::DropSnapshot { snapshot: oldest.id }),
+        // As after a warm copy's room was given back by a ledger that did not know that it was the truth.
+        _ if assign.want == Want::Local && !local.reserved => Decision::Do(NodeStep::ReserveLocal),
         _ if assign.want == Want::Local => Decision::Rest,
         _ => Decision::Wait(format!("waiting for {}", assign.nas)),
     }

@@ -15,13 +15,17 @@ use jiff::Timestamp;
 use serde::Deserialize;
 use std::{cmp::Reverse, fmt, str::FromStr};
 
-/// The newest snapshot of a local copy whose mapping ends with the guest's writes on the NAS, where the NAS is known to have it.
-///
-/// A node that was permitted to switch, and whose ledger says that it did not, has to have better proof than that ledger.
+/// The newest snapshot of a local copy whose mapping ends with the guest's writes on the NAS, where the NAS is known to have it: by
+/// what this mapping brought, or by what was known before it. That the ledger says so little of it is no proof: it may be an old one.
 pub(super) fn home_of(record: &NodeRecord, local: &LocalZvol) -> Option<Snapshot> {
     let newest = *local.snapshots.last()?;
-    let sure = record.lies == Lies::Remote && !record.assign.granted;
-    (local.written == 0 && (sure || came_home(record, local, newest))).then_some(newest)
+    let before = record.warm.as_ref().is_some_and(|warm| warm.home == Some(newest));
+    (local.written == 0 && (before || came_home(record, local, newest))).then_some(newest)
+}
+
+/// Why a copy that a mapping finds is not to be overwritten: it was to go, and was found to be what may be the only one.
+pub(super) fn kept_back(record: &NodeRecord) -> Option<&str> {
+    record.warm.as_ref()?.stays.as_deref()
 }
 
 /// The NAS has the newest snapshot, or had it when it was the newest there: it sent it, or took it in.
@@ -56,7 +60,7 @@ pub(super) fn plan_kept(record: &NodeRecord, local: Option<&LocalZvol>) -> Decis
         ))),
         Some(home) => Decision::Do(NodeStep::DestroyWarm { home }),
         None => Decision::Record(NodeChange::Stays(format!(
-            "{} is not known to have its newest snapshot, so that it may be the only copy; map the volume here once more, or destroy it by hand",
+            "{} is not known to have its newest snapshot, so that it may be the only copy; save what is in it, or make sure that nobody needs it, and destroy it by hand",
             record.assign.nas
         ))),
     }
@@ -162,8 +166,13 @@ pub fn surplus(kept: &[Kept], quota: u64, lacks: u64) -> Vec<(VolumeId, Going)> 
     gone
 }
 
-/// Bytes that the pool must still have for a local copy of a volume that takes `used` of them already: every block is given its place
-/// before the guest works there, with ZFS's own bookkeeping, and so is every block of the overlay for a moment.
+/// Bytes that the pool must still have for a local copy of a volume that takes `used` of them already: for its contents, which a snapshot
+/// holds; for every block once more, which is given its place before the guest works there; and for the overlay.
 pub fn needs(size: Size, used: u64) -> u64 {
-    (size.bytes() * 2 + size.bytes() / 8).saturating_sub(used)
+    size.bytes().saturating_sub(used) + size.bytes() + size.bytes() / 16 + needs_overlay(size)
+}
+
+/// Bytes that the pool must still have for the overlay of a volume, all of which has its place.
+pub fn needs_overlay(size: Size) -> u64 {
+    size.bytes() + size.bytes() / 16
 }
