@@ -7,7 +7,7 @@
 use super::{LocalZvol, NodeStep, plan::Decision};
 use crate::{
     Fault, Size, VolumeId,
-    node::{Going, Lies, NodeChange, NodeRecord},
+    node::{Going, NodeChange, NodeRecord},
     size::{NoBytes, human_bytes, parse_bytes},
     snapshot::Snapshot,
 };
