@@ -248,6 +248,9 @@ fn the_guest_comes_back_when_everything_under_its_overlay_is_home() {
     assert_eq!(decide(&v(rounds), &f, Some(&local)), Decision::Record(NasChange::Back(true)));
     let back = Copying { back: true, ..Default::default() };
     assert!(waits(&decide(&v(back.clone()), &f, Some(&local))));
+    let due = Context { report: Some(&local), nas: "nas", due: true, ..Context::default() };
+    let meanwhile = nas::kernel::plan(&v(back.clone()), &f, &due);
+    assert_eq!(meanwhile, Decision::Record(NasChange::Order { last: false }), "the overlay may take long");
     let over = told(NodePhase::BringingBack, true, &[2]);
     assert_eq!(decide(&v(back.clone()), &f, Some(&over)), Decision::Record(NasChange::BackOrder));
     let home = |accepted| {

@@ -211,6 +211,12 @@ fn the_guest_goes_back_only_over_what_is_home() {
     let on_local = |overlay| seen(None, Some(Table::Linear(Local)), Some(copy(&[1])), overlay);
     assert_eq!(plan(&local, &on_local(false)), Decision::Do(NodeStep::CreateOverlay { epoch: E, size: size() }));
     assert_eq!(plan(&local, &on_local(true)), Decision::Record(NodeChange::Lies(Lies::OverLocal)));
+    let ordered = with(local, |a| a.push = Some(PushOrder { push: snapshot(2), endpoint: None, last: false, full: false }));
+    assert_eq!(
+        plan(&ordered, &on_local(false)),
+        Decision::Do(NodeStep::TakeSnapshot { snapshot: snapshot(2) }),
+        "for want of an overlay"
+    );
     assert!(stuck(&plan(&back(true, 1), &f(None, copy(&[1, 2])))), "its newest snapshot is not home");
     let log_in = Decision::Do(NodeStep::Login { endpoint: target(), login: login(), size: Size::MIN });
     assert_eq!(plan(&back(true, 2), &f(None, copy(&[2]))), log_in);

@@ -201,6 +201,10 @@ fn plan_back(v: &VolumeRecord, m: &Mapping, f: &Seen<'_>, r: &Report, kernel: &K
             _ => Decision::Wait(format!("{} takes its local copy up", m.node)),
         };
     }
+    if r.phase == NodePhase::Local && context.due && !context.hold_off {
+        // The overlay may take long, as where the node's pool has no room for it: what can come home meanwhile does.
+        return Decision::Record(NasChange::Order { last: false });
+    }
     if r.phase != NodePhase::BringingBack || !kernel.overlaid {
         return Decision::Wait(format!("{} moves its guest to the overlay", m.node));
     }

@@ -100,9 +100,12 @@ fn on_local(record: &NodeRecord, f: &Seen<'_>) -> Decision {
         return Decision::Do(NodeStep::GrowLocal { size: assign.size });
     }
     if assign.want == Want::Remote && assign.back.is_some() {
+        let ordered = assign.push.as_ref().is_some_and(|order| record.pushed.as_ref().is_none_or(|r| r.push != order.push));
         return match f.overlay {
             Some(overlay) if overlay.epoch != assign.epoch => Decision::Do(NodeStep::RemoveOverlay),
             Some(_) => Decision::Record(NodeChange::Lies(Lies::OverLocal)),
+            // Where there is no room for one, what is written comes home all the same.
+            None if ordered => push(record, local),
             None => Decision::Do(NodeStep::CreateOverlay { epoch: assign.epoch, size: assign.size }),
         };
     }
