@@ -14,7 +14,7 @@ const EVERYTHING: &str = "\
     find /var/lib/img-storage-state-* -printf '%p %y %m %s %T@ %i\\n' | sort | md5sum
     find /var/lib/img-storage-state-* -type f -exec md5sum {} + | sort | md5sum
     dmsetup info --columns --noheadings -o name,uuid,open,suspended,tables_loaded; dmsetup table
-    zfs list -Hp -t all -o name,guid,used,written,userrefs,receive_resume_token; zfs allow $(zfs list -H -o name | tail -n 1 | cut -d/ -f1-2)
+    zfs list -Hp -t all -o name,guid,written,userrefs,receive_resume_token; zfs allow $(zfs list -H -o name | tail -n 1 | cut -d/ -f1-2)
     (find /sys/kernel/config/target /etc/img-storage /etc/rtslib-fb-target /etc/iscsi /var/lib/iscsi -printf '%p %y %l\\n' 2> /dev/null || true) | sort
     ls /sys/class/iscsi_session 2> /dev/null || true; ls /dev/mapper; ps -e -o comm= | grep -c '[i]mg-storage' || true";
 
