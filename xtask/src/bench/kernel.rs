@@ -189,7 +189,7 @@ async fn life(lab: &Lab, rounds: usize) -> anyhow::Result<Part> {
         ],
     ];
     let text = format!(
-        "{}\nIn {}: each start of a program costs what it would cost a machine a tenth as fast. The original's steps are a target by \
+        "{}\nThe machines are {}. The original's steps are a target by \
          targetcli, discovery, login and the wait for the disk, in this order and without its sleeps. Pauses are measured in the guest around suspend and resume.\n",
         table(&["what", "img-storage", "next to", "aim"], &rows),
         lab.accelerator()
