@@ -198,7 +198,9 @@ impl NodeRecord {
             // That one was made stays known: a stream that was under way when the mapping ended may still make another.
             NodeChange::WarmGone => self.warm = None,
             NodeChange::Ended { warm, home } => {
-                self.warm = warm.then(|| Warm { since: now, home, ..Warm::default() });
+                // A mapping that did not touch it proves nothing of a copy that was found to be perhaps the only one.
+                let stays = self.warm.take().and_then(|before| before.stays).filter(|_| home.is_none());
+                self.warm = warm.then(|| Warm { since: now, home, stays, ..Warm::default() });
                 self.ended = Some(self.assign.epoch);
                 self.truth = Truth::Remote;
                 self.pushed = None;

@@ -105,6 +105,11 @@ fn what_was_found_to_be_perhaps_the_only_copy_is_not_overwritten_by_a_new_mappin
     let mut dirty = at(Some("x"));
     dirty.assign.kernel.as_mut().unwrap().fresh = false;
     assert!(stuck(&next(&dirty, LocalZvol { written: 1, ..kept(&[1]) })));
+    let mut used = at(Some("x"));
+    used.apply(NodeChange::Ended { warm: true, home: None }, Timestamp::UNIX_EPOCH);
+    assert!(used.warm.as_ref().unwrap().stays.is_some(), "a mapping that stayed on the NAS proves nothing");
+    used.apply(NodeChange::Ended { warm: true, home: Some(point(1)) }, Timestamp::UNIX_EPOCH);
+    assert!(used.warm.unwrap().stays.is_none());
     assert_eq!(next(&dirty, kept(&[1])), Decision::Do(NodeStep::SetReceives { epoch: Some(E) }), "built on, nothing is lost");
 }
 
