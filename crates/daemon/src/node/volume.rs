@@ -230,7 +230,6 @@ impl Actor {
             NodeChange::Local(epoch) => format!("a local copy is made for epoch {epoch}"),
             NodeChange::Pushed(result) => format!("write-back {} ended: {}", result.push, ending(&result.outcome)),
             NodeChange::Lies(lies) => format!("the guest's writes: {lies:?}"),
-            NodeChange::LocalGone => "the local copy is gone".to_owned(),
             NodeChange::Home(newest) => format!("the NAS has {}, the newest of the local copy", newest.id),
             NodeChange::Ended { warm: false, .. } => "the mapping is over".to_owned(),
             NodeChange::Ended { warm: true, .. } => "the mapping is over; the local copy is kept for the next time".to_owned(),

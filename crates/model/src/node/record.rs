@@ -191,7 +191,6 @@ impl NodeRecord {
             }
             NodeChange::Local(epoch) => self.local = Some(epoch),
             NodeChange::Pushed(result) => self.pushed = Some(result),
-            NodeChange::LocalGone => self.local = None,
             NodeChange::Home(newest) => self.warm = Some(Warm { home: Some(newest), ..Warm::default() }),
             NodeChange::Going(why) => self.warm = self.kept().map(|warm| Warm { going: Some(why), stays: None, ..warm }),
             NodeChange::Stays(why) => self.warm = self.kept().map(|warm| Warm { going: None, stays: Some(why), ..warm }),
@@ -220,8 +219,6 @@ pub enum NodeChange {
     Lies(Lies),
     /// A local copy is about to be made for this epoch.
     Local(Epoch),
-    /// There is none any more.
-    LocalGone,
     /// A push ended.
     Pushed(PushResult),
     /// The NAS has this, the newest snapshot of the local copy, from which the guest goes back to it.

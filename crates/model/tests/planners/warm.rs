@@ -94,7 +94,7 @@ fn only_what_is_known_to_be_home_is_remembered_as_such() {
 #[test]
 fn what_was_found_to_be_perhaps_the_only_copy_is_not_overwritten_by_a_new_mapping() {
     let at = |stays: Option<&str>| {
-        let warm = Some(Warm { stays: stays.map(str::to_owned), ..Warm::default() });
+        let warm = Some(Warm { stays: stays.map(str::to_owned), home: Some(point(1)), ..Warm::default() });
         let record = with(row(Lies::Remote, Want::Local), |a| a.kernel.as_mut().unwrap().fresh = true);
         NodeRecord { warm, ..record }
     };
@@ -102,6 +102,7 @@ fn what_was_found_to_be_perhaps_the_only_copy_is_not_overwritten_by_a_new_mappin
         |record: &NodeRecord, local| plan(record, &seen(Some(session(true)), Some(Table::Linear(Remote)), Some(local), false));
     assert_eq!(next(&at(None), kept(&[1])), Decision::Do(NodeStep::DestroyLocal));
     assert!(stuck(&next(&at(Some("x")), kept(&[1]))));
+    assert!(stuck(&next(&at(None), kept(&[1, 2]))), "its newest snapshot is not known to be home");
     let mut dirty = at(Some("x"));
     dirty.assign.kernel.as_mut().unwrap().fresh = false;
     assert!(stuck(&next(&dirty, LocalZvol { written: 1, ..kept(&[1]) })));

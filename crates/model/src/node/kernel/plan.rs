@@ -190,14 +190,14 @@ fn plan_copy(record: &NodeRecord, f: &Seen<'_>) -> Decision {
     match (record.local, f.local) {
         (None, Some(local)) => return unknown(local),
         (None, None) => return Decision::Record(NodeChange::Local(assign.epoch)),
-        (Some(_), Some(local)) if kept_back(record).is_some() && (local.written > 0 || fresh(record)) => {
-            return Decision::Stuck(format!(
-                "the local copy here would be overwritten, and {}",
-                kept_back(record).unwrap_or_default()
-            ));
-        }
-        (Some(_), Some(local)) if fresh(record) && !local.snapshots.is_empty() => return Decision::Do(NodeStep::DestroyLocal),
         (Some(_), Some(local)) => {
+            let overwritten = local.written > 0 || fresh(record);
+            if let Some(why) = kept_back(record, local).filter(|_| overwritten) {
+                return Decision::Stuck(format!("the local copy here would be overwritten, and may be the only one: {why}"));
+            }
+            if fresh(record) && !local.snapshots.is_empty() {
+                return Decision::Do(NodeStep::DestroyLocal);
+            }
             if let Some(decision) = prepare(record, local) {
                 return decision;
             }

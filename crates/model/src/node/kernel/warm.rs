@@ -23,9 +23,11 @@ pub(super) fn home_of(record: &NodeRecord, local: &LocalZvol) -> Option<Snapshot
     (local.written == 0 && (before || came_home(record, local, newest))).then_some(newest)
 }
 
-/// Why a copy that a mapping finds is not to be overwritten: it was to go, and was found to be what may be the only one.
-pub(super) fn kept_back(record: &NodeRecord) -> Option<&str> {
-    record.warm.as_ref()?.stays.as_deref()
+/// Why a copy that a mapping finds is not to be overwritten: it may be the only one.
+pub(super) fn kept_back(record: &NodeRecord, local: &LocalZvol) -> Option<String> {
+    let (warm, newest) = (record.warm.as_ref()?, *local.snapshots.last()?);
+    let home = warm.home == Some(newest) || came_home(record, local, newest);
+    warm.stays.clone().or_else(|| (!home).then(|| format!("{} is not known to have its newest snapshot", record.assign.nas)))
 }
 
 /// The NAS has the newest snapshot, or had it when it was the newest there: it sent it, or took it in.
