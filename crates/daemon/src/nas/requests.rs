@@ -330,7 +330,11 @@ pub(super) fn no_such(volume: VolumeId) -> Fault {
 }
 
 /// Waits until what is shown is as wanted.
-async fn settled(mut watch: watch::Receiver<Shown>, volume: VolumeId, wanted: impl Fn(&Shown) -> bool) -> Result<Answer, Fault> {
+pub(super) async fn settled(
+    mut watch: watch::Receiver<Shown>,
+    volume: VolumeId,
+    wanted: impl Fn(&Shown) -> bool,
+) -> Result<Answer, Fault> {
     let wait = async {
         loop {
             {

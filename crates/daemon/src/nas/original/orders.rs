@@ -1,6 +1,11 @@
 //! What changes something: mapped, unmapped and deleted through the same requests that our own front end sends.
 
-use super::{super::Shown, Nas, lists::FIXED, lock};
+use super::{
+    super::{Shown, requests::settled},
+    Nas,
+    lists::FIXED,
+    lock,
+};
 use img_storage_model::{
     Fault, FaultKind, HostName, PoolName, RequestId, Size, VolumeId, VolumeName,
     api::{Answer, AttributesOf, Phase, Request, VolumeView},
@@ -103,9 +108,15 @@ impl Nas {
             answer = timeout_at(deadline, self.answer(&me, id, request)) => answer,
             () = self.lost(volume, &node) => {
                 // As the original does: nothing of it was begun on the node, and nothing stays.
-                let withdrawn = self.intend(volume, part(id, WITHDRAWAL), Intent::Unmap { force: true }).await;
-                if let Err(fault) = withdrawn {
-                    tracing::warn!(%volume, "a mapping to {node}, which is gone, could not be withdrawn: {fault}");
+                let withdrawn = async {
+                    let watch = self.intend(volume, part(id, WITHDRAWAL), Intent::Unmap { force: true }).await?;
+                    settled(watch, volume, |s| s.view.node.is_none()).await
+                };
+                // Who hears that the node is unavailable finds the volume free.
+                match timeout_at(deadline, withdrawn).await {
+                    Ok(Ok(_)) => {}
+                    Ok(Err(fault)) => tracing::warn!(%volume, "a mapping to {node}, which is gone, could not be withdrawn: {fault}"),
+                    Err(_) => tracing::warn!(%volume, "a mapping to {node}, which is gone, is not withdrawn yet"),
                 }
                 return Err(say::unavailable(&node));
             }
