@@ -62,6 +62,8 @@ impl Actor {
 
     /// Runs as long as the daemon.
     pub(super) async fn live(mut self) {
+        // Writing something down changes nothing on the host: what was seen before still counts.
+        let mut kept = None;
         loop {
             while let Ok(mail) = self.mail.try_recv() {
                 self.read(mail).await;
@@ -78,7 +80,10 @@ impl Actor {
                     }
                 }
             }
-            let facts = self.observe().await;
+            let facts = match kept.take() {
+                Some(facts) => facts,
+                None => self.observe().await,
+            };
             if phase_is_good(&self.record, &facts) {
                 self.setback.well();
             }
@@ -98,7 +103,10 @@ impl Actor {
                     }
                 }
                 Decision::Record(change) => match self.record(change).await {
-                    Ok(()) => true,
+                    Ok(()) => {
+                        kept = Some(facts);
+                        true
+                    }
                     Err(why) => self.not_recorded(why, &facts).await,
                 },
                 Decision::Wait(_) | Decision::Rest => {

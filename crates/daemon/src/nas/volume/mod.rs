@@ -85,6 +85,8 @@ pub(crate) struct Actor {
     failed: Option<Fault>,
     unread: Option<Fault>,
     at_rest: bool,
+    /// So often a transfer that runs was looked at.
+    closely: u32,
     repeats: Repeats<Step>,
     over: bool,
 }
@@ -122,6 +124,7 @@ impl Actor {
             failed: None,
             unread: None,
             at_rest: false,
+            closely: 0,
             repeats: Repeats::default(),
             over: false,
         }
@@ -129,12 +132,17 @@ impl Actor {
 
     /// Runs until the volume is deleted.
     pub(super) async fn live(mut self) {
+        // Writing something down changes nothing on the host: what was seen before still counts.
+        let mut kept = None;
         while !self.over {
             while let Ok(mail) = self.mail.try_recv() {
                 self.read(mail).await;
             }
             self.at_rest = false;
-            let facts = self.observe().await;
+            let facts = match kept.take() {
+                Some(facts) => facts,
+                None => self.observe().await,
+            };
             (self.claims, self.in_line) = (false, None);
             self.look_at_report();
             if let Err(fault) = self.kept_up(&facts).await {
@@ -157,17 +165,17 @@ impl Actor {
                         self.run(step).await;
                     }
                 }
-                Decision::Record(change) => {
-                    if let Err(fault) = self.record(&change).await {
-                        self.pause(fault.to_string()).await;
-                    }
-                }
+                Decision::Record(change) => match self.record(&change).await {
+                    Ok(()) => kept = Some(facts),
+                    Err(fault) => self.pause(fault.to_string()).await,
+                },
                 Decision::Wait(why) => {
                     self.repeats.rest();
                     self.retry.well();
                     self.waiting = Some(why);
                     self.show(&facts);
-                    self.rest(self.look_again(&facts)).await;
+                    let pause = self.look_again(&facts);
+                    self.rest(pause).await;
                 }
                 Decision::Stuck(why) => {
                     self.retry.stuck(why, self.nas.clock.now());
@@ -180,7 +188,8 @@ impl Actor {
                     self.waiting = None;
                     self.at_rest = true;
                     self.show(&facts);
-                    self.rest(self.look_again(&facts)).await;
+                    let pause = self.look_again(&facts);
+                    self.rest(pause).await;
                 }
             }
         }
@@ -238,10 +247,14 @@ impl Actor {
     }
 
     /// When to look again without being told anything.
-    fn look_again(&self, facts: &Facts) -> Duration {
+    fn look_again(&mut self, facts: &Facts) -> Duration {
         if facts.job().is_some_and(|job| job.state == JobState::Running) {
-            return Duration::from_millis(50);
+            self.closely = self.closely.saturating_add(1);
+            // A stream soon and then less soon, because ZFS is asked each time: about a tenth of what it takes is added.
+            let pause = if facts.stream().is_some() { u64::from(self.closely * 20).min(1000) } else { 50 };
+            return Duration::from_millis(pause);
         }
+        self.closely = 0;
         let now = self.nas.clock.now();
         let due = self.next_due().map(|(at, _)| at);
         let until = due.filter(|at| *at > now).and_then(|at| Duration::try_from(at.duration_since(now)).ok());
