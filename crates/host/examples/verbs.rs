@@ -260,11 +260,14 @@ async fn stream(words: &[&str]) -> Said {
         ("estimate", [to]) => show(&streams.local.estimate(&Source::whole(parse(to)?)).await?),
         ("push", [epoch, old, to, into]) => {
             let (from, to) = (from(old)?, parse::<Snapshot>(to)?);
-            show(&streams.push(&peer, volume, Epoch(parse(epoch)?), (from.as_ref(), &to), &parse(into)?, progress).await?)
+            let token = streams.holdings(&peer, volume, &parse(into)?).await?.token;
+            let what = (from.as_ref(), &to, token);
+            show(&streams.push(&peer, (volume, Epoch(parse(epoch)?)), what, &parse(into)?, progress).await?)
         }
-        ("pull", [old, to, wanted, into]) => {
-            let (from, to, wanted) = (from(old)?, parse::<Snapshot>(to)?, Guid(parse(wanted)?));
-            show(&streams.pull(&peer, volume, (from.as_ref(), &to), wanted, &parse(into)?, progress).await?)
+        ("pull", [old, to, into]) => {
+            let (from, to) = (from(old)?, parse::<Snapshot>(to)?);
+            let token = streams.local.holdings(&parse(into)?).await?.token;
+            show(&streams.pull(&peer, volume, (from.as_ref(), &to, token), &parse(into)?, progress).await?)
         }
         _ => Err("which verb of stream?".into()),
     }

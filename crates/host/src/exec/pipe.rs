@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
+    io::{AsyncRead, AsyncReadExt, AsyncWriteExt},
     process::{Child, Command},
     task::JoinHandle,
     time::timeout,
@@ -41,6 +41,15 @@ impl Program {
     }
 }
 
+/// What a stream through here came to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Piped {
+    /// Bytes that passed.
+    pub bytes: u64,
+    /// What the program that received printed; the end of it, where that is long.
+    pub printed: Vec<u8>,
+}
+
 /// Runs `from` and `to`, passing what the first prints to the second; `moved` is told how many bytes have passed so far.
 ///
 /// There is no deadline for the whole, which may be hours of work. `stall` is how long nothing may move, and how long the
@@ -48,7 +57,7 @@ impl Program {
 ///
 /// # Errors
 /// When either did not succeed: what both said. The one that received comes first, because the other often only finds its pipe closed.
-pub async fn pipe(from: &Program, to: &Program, stall: Duration, mut moved: impl FnMut(u64)) -> Result<u64, ExecError> {
+pub async fn pipe(from: &Program, to: &Program, stall: Duration, mut moved: impl FnMut(u64)) -> Result<Piped, ExecError> {
     let (mut reader, mut writer) = (Running::start(from, false)?, Running::start(to, true)?);
     let mut buffer = vec![0; PIECE];
     let mut total = 0;
@@ -79,44 +88,68 @@ pub async fn pipe(from: &Program, to: &Program, stall: Duration, mut moved: impl
     let received = writer.end(to, stall).await;
     let sent = reader.end(from, stall).await;
     match (received, sent) {
-        (Ok(()), Ok(())) => Ok(total),
+        (Ok(printed), Ok(_)) => Ok(Piped { bytes: total, printed }),
         (Err(ExecError::Failed { command, status, stderr }), Err(other)) => {
             Err(ExecError::Failed { command, status, stderr: format!("{other}\n{stderr}") })
         }
-        (Err(error), _) | (Ok(()), Err(error)) => Err(error),
+        (Err(error), _) | (Ok(_), Err(error)) => Err(error),
     }
 }
 
-/// A program that runs, and what it has said on its standard error.
+/// What a program says, kept while it runs: the end of it, where it is long.
+struct Words {
+    kept: Arc<Mutex<Vec<u8>>>,
+    listening: JoinHandle<()>,
+}
+
+impl Words {
+    fn of(pipe: Option<impl AsyncRead + Unpin + Send + 'static>) -> Self {
+        let kept = Arc::new(Mutex::new(Vec::new()));
+        let into = Arc::clone(&kept);
+        let listening = tokio::spawn(async move {
+            // What cannot be read has nothing to say.
+            let _ = each_piece(pipe, |piece| keep_tail(&mut into.lock().unwrap_or_else(PoisonError::into_inner), piece)).await;
+        });
+        Self { kept, listening }
+    }
+
+    fn kept(&self) -> Vec<u8> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+impl Drop for Words {
+    fn drop(&mut self) {
+        self.listening.abort();
+    }
+}
+
+/// A program that runs.
 struct Running {
     child: Child,
     group: Group,
-    said: Arc<Mutex<Vec<u8>>>,
-    listening: JoinHandle<()>,
+    said: Words,
+    printed: Option<Words>,
 }
 
 impl Running {
     fn start(program: &Program, receives: bool) -> Result<Self, ExecError> {
-        let (stdin, stdout) = if receives { (Stdio::piped(), Stdio::null()) } else { (Stdio::null(), Stdio::piped()) };
+        let stdin = if receives { Stdio::piped() } else { Stdio::null() };
         let mut command = Command::new(&program.path);
         command.args(&program.args).envs(ENVIRONMENT).process_group(0).kill_on_drop(true);
-        let spawned = command.stdin(stdin).stdout(stdout).stderr(Stdio::piped()).spawn();
+        let spawned = command.stdin(stdin).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
         let mut child = spawned.map_err(|source| ExecError::Start { program: program.path.clone(), source })?;
         let group = Group::of(&child);
-        let said = Arc::new(Mutex::new(Vec::new()));
-        let (stderr, kept) = (child.stderr.take(), Arc::clone(&said));
-        let listening = tokio::spawn(async move {
-            // A standard error that cannot be read has nothing to say.
-            let _ = each_piece(stderr, |piece| keep_tail(&mut kept.lock().unwrap_or_else(PoisonError::into_inner), piece)).await;
-        });
-        Ok(Self { child, group, said, listening })
+        let said = Words::of(child.stderr.take());
+        let printed = receives.then(|| Words::of(child.stdout.take()));
+        Ok(Self { child, group, said, printed })
     }
 
     fn said(&self) -> String {
-        String::from_utf8_lossy(&self.said.lock().unwrap_or_else(PoisonError::into_inner)).trim_end().to_owned()
+        String::from_utf8_lossy(&self.said.kept()).trim_end().to_owned()
     }
 
-    async fn end(mut self, program: &Program, stall: Duration) -> Result<(), ExecError> {
+    async fn end(mut self, program: &Program, stall: Duration) -> Result<Vec<u8>, ExecError> {
         let command = program.line();
         let status: ExitStatus = match timeout(stall, self.child.wait()).await {
             Err(_) => return Err(ExecError::Deadline { command, after: stall, stderr: self.said() }),
@@ -124,14 +157,13 @@ impl Running {
             Ok(Ok(status)) => status,
         };
         self.group.ended();
-        let _ = timeout(LAST_WORDS, &mut self.listening).await;
-        if status.success() { Ok(()) } else { Err(ExecError::Failed { command, status, stderr: self.said() }) }
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        self.listening.abort();
+        if !status.success() {
+            let _ = timeout(LAST_WORDS, &mut self.said.listening).await;
+            return Err(ExecError::Failed { command, status, stderr: self.said() });
+        }
+        let Some(printed) = &mut self.printed else { return Ok(Vec::new()) };
+        let _ = timeout(LAST_WORDS, &mut printed.listening).await;
+        Ok(printed.kept())
     }
 }
 
@@ -152,8 +184,8 @@ mod tests {
         let file = dir.path().join("out");
         let mut last = 0;
         let to = sh(&format!("cat > {}", file.display()));
-        let total = pipe(&sh("head -c 3000000 /dev/urandom"), &to, LONG, |n| last = n).await.unwrap();
-        assert_eq!((total, last, std::fs::metadata(&file).unwrap().len()), (3_000_000, 3_000_000, 3_000_000));
+        let piped = pipe(&sh("head -c 3000000 /dev/urandom"), &to, LONG, |n| last = n).await.unwrap();
+        assert_eq!((piped.bytes, last, std::fs::metadata(&file).unwrap().len()), (3_000_000, 3_000_000, 3_000_000));
     }
 
     #[tokio::test]
@@ -184,7 +216,7 @@ mod tests {
         let error = pipe(&sh("echo x"), &sh("cat; sleep 30"), short, |_| {}).await.unwrap_err();
         assert!(matches!(error, ExecError::Deadline { .. }), "{error}");
         let slow = sh("for i in 1 2 3 4 5 6 7 8; do echo x; sleep 0.1; done");
-        assert_eq!(pipe(&slow, &sh("cat"), short, |_| {}).await.unwrap(), 16);
+        assert_eq!(pipe(&slow, &sh("cat"), short, |_| {}).await.unwrap().bytes, 16);
         assert!(began.elapsed() < Duration::from_secs(20));
     }
 
@@ -192,7 +224,11 @@ mod tests {
     async fn what_a_program_leaves_running_does_not_hold_the_stream() {
         let began = Instant::now();
         // As an ssh that leaves a master behind, which keeps its standard error.
-        let total = pipe(&sh("echo x; (setsid sleep 25 >/dev/null </dev/null &)"), &sh("cat"), LONG, |_| {}).await.unwrap();
-        assert!(total == 2 && began.elapsed() < Duration::from_secs(10));
+        let master = "(setsid sleep 25 >/dev/null </dev/null &)";
+        let piped = pipe(&sh(&format!("echo x; {master}")), &sh("cat"), LONG, |_| {}).await.unwrap();
+        assert_eq!(piped, Piped { bytes: 2, printed: b"x\n".to_vec() });
+        let piped = pipe(&sh("echo x"), &sh("cat; (setsid sleep 25 </dev/null &); echo done"), LONG, |_| {}).await.unwrap();
+        assert_eq!(piped.printed, b"x\ndone\n");
+        assert!(began.elapsed() < Duration::from_secs(10));
     }
 }

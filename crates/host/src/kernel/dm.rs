@@ -175,8 +175,16 @@ impl Dm {
         if self.find(name).await?.is_none() {
             return Ok(None);
         }
+        self.live_table(name).await.map(Some)
+    }
+
+    /// The table in use of a device that was just found.
+    ///
+    /// # Errors
+    /// When it cannot be told.
+    pub(super) async fn live_table(&self, name: &str) -> Result<Table, HostError> {
         let lines = self.run(&["table", name], LOOK).await?;
-        parse::table(&lines).map(Some).map_err(|why| HostError(format!("the table of {name} cannot be understood: {why}")))
+        parse::table(&lines).map_err(|why| HostError(format!("the table of {name} cannot be understood: {why}")))
     }
 
     /// The table of a device as `dmsetup` prints it, for people.
@@ -203,7 +211,7 @@ impl Dm {
     ///
     /// # Errors
     /// When it cannot be made, or is there and is another one or lies over something else.
-    pub async fn create(&self, name: &str, uuid: &str, size: u64, layer: &Layer) -> Result<State, HostError> {
+    pub async fn create(&self, name: &str, uuid: &str, size: u64, layer: &Layer) -> Result<(), HostError> {
         if !uuid.starts_with(&self.prefix) {
             return Err(HostError(format!("{uuid:?} cannot be the UUID of {name}: it does not begin with {:?}", self.prefix)));
         }
@@ -215,29 +223,29 @@ impl Dm {
             )));
         }
         let table = layer.table(sectors(name, size)?);
-        let args = ["create", name, "--uuid", uuid, "--table", &table];
-        let done = match self.find(name).await? {
-            Some(state) if state.uuid == uuid && !state.live => self.complete(name, &table).await,
+        let made = self.run(&["create", name, "--uuid", uuid, "--table", &table], CHANGE).await;
+        if let Err(error) = made {
+            self.is_as_wanted(name, uuid, &table, &Table::Layer { layer: *layer, size }).await?.ok_or(error)?;
+        }
+        let path = Self::path(name);
+        match until(CHANGE, || async { super::block::number(&path) }).await? {
             Some(_) => Ok(()),
-            None => self.run(&args, CHANGE).await.map(drop),
-        };
-        let wanted = Table::Layer { layer: *layer, size };
-        match (self.find(name).await?, self.table(name).await?) {
-            (Some(state), Some(found)) if state.uuid == uuid && found == wanted => {
-                let path = Self::path(name);
-                let there = || async { super::block::number(&path).map(|number| number.filter(|number| *number == state.number)) };
-                match until(CHANGE, there).await? {
-                    Some(_) => Ok(state),
-                    None => Err(HostError(format!("{} does not come up, or is another device; is /dev a devtmpfs?", path.display()))),
-                }
-            }
-            (Some(state), found) => Err(done.err().unwrap_or_else(|| {
-                HostError(format!(
-                    "the device {name} is there, with the UUID {:?} and the table {found:?} instead of {uuid:?} and {wanted:?}; remove it first",
-                    state.uuid
-                ))
-            })),
-            (None, _) => Err(done.err().unwrap_or_else(|| HostError(format!("the device {name} vanished while it was made")))),
+            None => Err(HostError(format!("{} does not come up; is /dev a devtmpfs?", path.display()))),
+        }
+    }
+
+    /// Whether a device that could not be made is there already, as it is wanted: nothing when there is none.
+    async fn is_as_wanted(&self, name: &str, uuid: &str, table: &str, wanted: &Table) -> Result<Option<()>, HostError> {
+        let Some(state) = self.find(name).await? else { return Ok(None) };
+        if state.uuid == uuid && !state.live {
+            self.complete(name, table).await?;
+        }
+        match self.live_table(name).await? {
+            found if state.uuid == uuid && found == *wanted => Ok(Some(())),
+            found => Err(HostError(format!(
+                "the device {name} is there, with the UUID {:?} and the table {found:?} instead of {uuid:?} and {wanted:?}; remove it first",
+                state.uuid
+            ))),
         }
     }
 
@@ -295,13 +303,12 @@ impl Dm {
             self.resume(name).await?;
         }
         // It is busy for a moment after it was written; the program tries for five seconds.
-        let done = self.run(&["remove", "--retry", name], CHANGE).await;
+        let Err(why) = self.run(&["remove", "--retry", name], CHANGE).await else { return self.sweep(name).await };
         match self.find(name).await? {
             None => self.sweep(name).await,
             Some(left) => {
                 let holders = super::block::holders(left.number).await.unwrap_or_default();
                 let held: Vec<String> = holders.iter().map(ToString::to_string).collect();
-                let why = done.err().map_or_else(|| "it is still there".to_owned(), |error| error.to_string());
                 Err(HostError(format!("the device {name} cannot be removed: {why}; held by: {}", list(&held))))
             }
         }

@@ -11,7 +11,7 @@
 
 use super::{
     fault,
-    zfs::{SnapshotFacts, Zfs, Zvol},
+    zfs::{Look, SnapshotFacts, Zfs, Zvol},
 };
 use crate::HostError;
 use img_storage_model::{Dataset, Epoch, SnapshotId, VolumeId, snapshot::Snapshot};
@@ -72,23 +72,41 @@ const MARKED: Duration = Duration::from_secs(5);
 ///
 /// # Errors
 /// When it cannot be told, and when what has the name is not the volume's.
-pub async fn ours(zfs: &Zfs, name: &Dataset, volume: VolumeId) -> Result<Option<Zvol>, HostError> {
+pub async fn ours(zfs: &Zfs, name: &Dataset, volume: VolumeId) -> Result<Option<Look>, HostError> {
+    let [found] = look(zfs, [name]).await?;
+    of(found, volume)
+}
+
+/// Looks at zvols, which may be somebody else's; see [`of`].
+///
+/// # Errors
+/// When it cannot be told.
+pub async fn look<const N: usize>(zfs: &Zfs, names: [&Dataset; N]) -> Result<[Option<Look>; N], HostError> {
     let begun = Instant::now();
-    let found = loop {
-        match zfs.volume(name).await? {
-            Some(found) if found.volume().is_none() && begun.elapsed() < MARKED => sleep(MARKED / 10).await,
-            Some(found) => break found,
-            None => return Ok(None),
+    loop {
+        let found = zfs.look(names).await?;
+        if begun.elapsed() >= MARKED || found.iter().flatten().all(|look| look.zvol.volume().is_some()) {
+            return Ok(found);
         }
-    };
-    if found.volume() == Some(&volume.to_string()) {
-        return Ok(Some(found));
+        sleep(MARKED / 10).await;
     }
-    Err(fault(
-        format_args!("the zvol {name} is not of this volume"),
-        found.volume().map_or_else(|| "it has no mark of ours".to_owned(), |id| format!("its mark names the volume {id}")),
-        "it is left alone; rename it, or give the volume another name",
-    ))
+}
+
+/// What was found, when it is the volume's.
+///
+/// # Errors
+/// When it is not.
+pub fn of(found: Option<Look>, volume: VolumeId) -> Result<Option<Look>, HostError> {
+    match found {
+        Some(look) if look.zvol.volume() != Some(&volume.to_string()) => Err(fault(
+            format_args!("the zvol {} is not of this volume", look.zvol.name),
+            look.zvol
+                .volume()
+                .map_or_else(|| "it has no mark of ours".to_owned(), |id| format!("its mark names the volume {id}")),
+            "it is left alone; rename it, or give the volume another name",
+        )),
+        found => Ok(found),
+    }
 }
 
 /// What is there of snapshots: ours, oldest first, and whether somebody else's is newer than all of them.

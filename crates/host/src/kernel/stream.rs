@@ -1,7 +1,7 @@
 //! ZFS streams between a NAS and a node, by ssh: pushed and pulled by the NAS, where they are counted.
 //!
 //! On the node ssh ends in `img-storage stream`, which [`serve`] is: it takes a request apart ([`img_storage_model::stream`]),
-//! looks whether the zvol is the volume's, and becomes `zfs send` or `zfs receive`. The NAS does the same checks on its side.
+//! looks whether the zvol is the volume's, and becomes `zfs send`, or starts `zfs receive` on its own input and says what there is then. The NAS does the same checks on its side.
 //!
 //! Every receive can be continued (`-s`): what has arrived stays, and the token says where it goes on. A token whose snapshot the
 //! sender does not have any more is of no use and is thrown away with its part of the data; that is told ([`Moved::discarded`]).
@@ -22,8 +22,8 @@ use crate::{
     exec::{self, Program},
 };
 use img_storage_model::{
-    Dataset, Epoch, Guid, Snapshot, VolumeId,
-    stream::{Ask, Command, Holdings, Source},
+    Dataset, Epoch, Snapshot, VolumeId,
+    stream::{Ask, Command, Holdings, ResumeToken, Source},
 };
 use std::{
     path::PathBuf,
@@ -68,8 +68,12 @@ pub struct Moved {
     pub resumed: bool,
     /// What was thrown away before it began, and why; for the operator.
     pub discarded: Option<String>,
-    /// The identity of the snapshot as the receiving side has it now.
-    pub received: Guid,
+}
+
+/// What a node says that it has.
+fn answer(peer: &Peer, text: &str) -> Result<Holdings, HostError> {
+    let unclear = |why| fault(format_args!("the answer of {} cannot be understood", peer.host), why, "is it of another version?");
+    serde_json::from_str(text).map_err(unclear)
 }
 
 /// Streams of this NAS.
@@ -97,10 +101,7 @@ impl Streams {
     /// # Errors
     /// When it cannot be told.
     pub async fn holdings(&self, peer: &Peer, volume: VolumeId, of: &Dataset) -> Result<Holdings, HostError> {
-        let text = self.ask(peer, Command { volume, ask: Ask::State(of.clone()) }).await?;
-        serde_json::from_str(&text).map_err(|why| {
-            fault(format_args!("the answer of {} cannot be understood", peer.host), why, "is it of another version?")
-        })
+        answer(peer, &self.ask(peer, Command { volume, ask: Ask::State(of.clone()) }).await?)
     }
 
     /// Throws away what a stream to a node that was cut off has brought there.
@@ -120,28 +121,28 @@ impl Streams {
         text.trim().parse().map_err(|why| fault(format_args!("the answer of {} cannot be understood", peer.host), why, ""))
     }
 
-    /// Brings a snapshot of a zvol here to `into` on a node: as a difference from the snapshot `from`, which both have, or whole. Goes on
-    /// where an earlier stream of the same snapshot was cut off. The node's zvol has to take streams of `epoch`. `progress` is told the bytes so far.
+    /// Brings a snapshot of a zvol here to `into` on a node: as a difference from the snapshot `from`, which both have, or whole; or goes
+    /// on where an earlier stream of the same snapshot was cut off, with the token that the node has of it. The node's zvol has to take
+    /// streams of `epoch`. `progress` is told the bytes so far.
+    ///
+    /// The node says what it has in the same answer: a small difference costs one start of ssh.
     ///
     /// # Errors
     /// When the node does not have the snapshot afterwards; repeated, it goes on.
     pub async fn push(
         &self,
         peer: &Peer,
-        volume: VolumeId,
-        epoch: Epoch,
-        (from, to): (Option<&Snapshot>, &Snapshot),
+        (volume, epoch): (VolumeId, Epoch),
+        source: (Option<&Snapshot>, &Snapshot, Option<ResumeToken>),
         into: &Dataset,
         progress: impl FnMut(u64),
     ) -> Result<Moved, HostError> {
         let began = Instant::now();
-        let (wanted, theirs) = tokio::try_join!(self.local.guid(to), self.holdings(peer, volume, into))?;
-        if theirs.has(wanted) {
-            return Ok(Moved { bytes: 0, took: began.elapsed(), resumed: false, discarded: None, received: wanted });
-        }
+        let (from, to, token) = source;
         let mut discarded = None;
         let mut source = Source::Snapshot { from: from.cloned(), to: to.clone() };
-        if let Some(token) = theirs.token {
+        if let Some(token) = token {
+            let wanted = self.local.guid(to).await?;
             match self.local.continued(to.dataset(), &token, wanted).await? {
                 Continued::Yes => source = Source::Rest { of: to.dataset().clone(), token },
                 Continued::No(why) => {
@@ -154,14 +155,24 @@ impl Streams {
         let remote = Command { volume, ask: Ask::Receive { into: into.clone(), epoch } };
         let (send, receive) = (self.local.send(&source), self.remote(peer, &remote));
         let what = || format!("the stream of {to} to {into} on {}", peer.host);
-        let bytes = exec::pipe(&send, &receive, STALL, progress).await.map_err(|why| fault(what(), why, ""))?;
-        if self.holdings(peer, volume, into).await?.has(wanted) {
-            return Ok(Moved { bytes, took: began.elapsed(), resumed, discarded, received: wanted });
+        // The identity is not needed before the end.
+        let (piped, wanted) = tokio::join!(exec::pipe(&send, &receive, STALL, progress), self.local.guid(to));
+        let wanted = wanted?;
+        let (bytes, theirs) = match piped {
+            Ok(piped) => (piped.bytes, answer(peer, &String::from_utf8_lossy(&piped.printed))?),
+            // It may be there all the same, as when what the node said of itself was old.
+            Err(why) => match self.holdings(peer, volume, into).await {
+                Ok(theirs) if theirs.has(wanted) => (0, theirs),
+                _ => return Err(fault(what(), why, "")),
+            },
+        };
+        if theirs.has(wanted) {
+            return Ok(Moved { bytes, took: began.elapsed(), resumed, discarded });
         }
         Err(fault(what(), format_args!("it is done, but the snapshot {wanted} is not there"), "look at the zvol on the node"))
     }
 
-    /// Brings a snapshot of a zvol on a node to `into` here; otherwise as [`Streams::push`]. `wanted` is the snapshot's identity.
+    /// Brings a snapshot of a zvol on a node to `into` here; otherwise as [`Streams::push`]. The token is this side's.
     ///
     /// # Errors
     /// When this side does not have the snapshot afterwards; repeated, it goes on.
@@ -169,20 +180,18 @@ impl Streams {
         &self,
         peer: &Peer,
         volume: VolumeId,
-        (from, to): (Option<&Snapshot>, &Snapshot),
-        wanted: Guid,
+        source: (Option<&Snapshot>, &Snapshot, Option<ResumeToken>),
         into: &Dataset,
         progress: impl FnMut(u64),
     ) -> Result<Moved, HostError> {
         let began = Instant::now();
-        let ours = self.local.holdings(into).await?;
-        if ours.has(wanted) {
-            return Ok(Moved { bytes: 0, took: began.elapsed(), resumed: false, discarded: None, received: wanted });
-        }
+        let (from, to, token) = source;
         let mut discarded = None;
         let mut source = Source::Snapshot { from: from.cloned(), to: to.clone() };
-        if let Some(token) = ours.token {
+        if let Some(token) = token {
             let theirs = self.holdings(peer, volume, to.dataset()).await?;
+            let wanted = theirs.snapshots.iter().find(|held| held.name == to.name()).map(|held| held.guid);
+            let wanted = wanted.ok_or_else(|| HostError(format!("there is no snapshot {to} on {}", peer.host)))?;
             match self.local.token(&token).await?.continues(to.dataset(), &theirs, wanted) {
                 Continued::Yes => source = Source::Rest { of: to.dataset().clone(), token },
                 Continued::No(why) => {
@@ -195,12 +204,15 @@ impl Streams {
         let remote = Command { volume, ask: Ask::Send(source) };
         let receive = self.local.receive(volume, into, None).await?;
         let what = || format!("the stream of {to} on {} to {into}", peer.host);
-        let bytes =
-            exec::pipe(&self.remote(peer, &remote), &receive, STALL, progress).await.map_err(|why| fault(what(), why, ""))?;
-        if self.local.holdings(into).await?.has(wanted) {
-            return Ok(Moved { bytes, took: began.elapsed(), resumed, discarded, received: wanted });
+        let piped = exec::pipe(&self.remote(peer, &remote), &receive, STALL, progress).await;
+        // That it is the node's of this name, and not another, is for whoever accepts it to see: by its identity.
+        let there = self.local.holdings(into).await?.snapshots.iter().any(|held| held.name == to.name());
+        match piped {
+            Ok(piped) if there => Ok(Moved { bytes: piped.bytes, took: began.elapsed(), resumed, discarded }),
+            Err(_) if there => Ok(Moved { bytes: 0, took: began.elapsed(), resumed, discarded }),
+            Ok(_) => Err(fault(what(), "it is done, but the snapshot is not there", "look at the zvol")),
+            Err(why) => Err(fault(what(), why, "")),
         }
-        Err(fault(what(), format_args!("it is done, but the snapshot {wanted} is not there"), "look at the zvol"))
     }
 
     async fn ask(&self, peer: &Peer, command: Command) -> Result<String, HostError> {

@@ -52,7 +52,7 @@ impl Dm {
         let merges = matches!(layer, Layer::SnapshotMerge { .. });
         // The kernel begins such a merge again only with a table that is loaded anew.
         let stopped = merges && matches!(self.overlay(name).await, Ok(Some(Overlay::MergeFailed)));
-        if !stopped && self.table(name).await?.as_ref() == Some(&wanted) {
+        if !stopped && state.live && self.live_table(name).await? == wanted {
             if state.suspended {
                 self.resume(name).await?;
             }
@@ -77,33 +77,27 @@ impl Dm {
             }
         }
         let paused = began.elapsed();
+        let Err(why) = tried else { return Ok(Swapped { paused }) };
         // Whatever happened, the device goes on; with the old table, if the new one did not come into use.
         let after = self.ours(name).await;
         if !after.as_ref().is_ok_and(|state| !state.suspended && !state.pending) {
-            self.back(name, &tried).await?;
+            self.back(name, &why).await?;
         }
-        match (tried, self.table(name).await?) {
-            (_, Some(found)) if found == wanted => Ok(Swapped { paused }),
-            (Err(why), found) => {
-                Err(HostError(format!("the device {name} could not be given {wanted:?} and goes on with {found:?}: {why}")))
-            }
-            (Ok(()), found) => {
-                Err(HostError(format!("the device {name} has {found:?} instead of {wanted:?}; somebody else changes it")))
-            }
+        match self.table(name).await? {
+            Some(found) if found == wanted => Ok(Swapped { paused }),
+            found => Err(HostError(format!("the device {name} could not be given {wanted:?} and goes on with {found:?}: {why}"))),
         }
     }
 
     /// Drops what is pending and lets the device go on.
-    async fn back(&self, name: &str, tried: &Result<(), HostError>) -> Result<(), HostError> {
-        let why = || tried.as_ref().err().map_or_else(String::new, |why| format!("; before that: {why}"));
+    async fn back(&self, name: &str, why: &HostError) -> Result<(), HostError> {
         let cleared = self.clear(name).await;
         match self.resume(name).await {
             Ok(()) => Ok(()),
             Err(error) => Err(HostError(format!(
-                "THE DEVICE {name} IS SUSPENDED and everything on it waits: {error}{}{}; when its disks answer, `dmsetup clear {name}` and \
-                 `dmsetup resume {name}` let it go on",
+                "THE DEVICE {name} IS SUSPENDED and everything on it waits: {error}{}; before that: {why}; when its disks answer, \
+                 `dmsetup clear {name}` and `dmsetup resume {name}` let it go on",
                 cleared.err().map_or_else(String::new, |error| format!("; {error}")),
-                why()
             ))),
         }
     }

@@ -8,30 +8,41 @@ use crate::{
     },
 };
 use img_storage_model::{
-    Dataset, Epoch, Guid, SnapshotId, VolumeId,
+    Dataset, Epoch, SnapshotId, VolumeId,
     nas::kernel::{Stream, Way},
     node::{Job, JobState, StepResult},
-    stream::Source,
+    stream::{ResumeToken, Source},
 };
 use std::{
     collections::BTreeMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 use tokio::task::AbortHandle;
 
-/// A stream to be.
+/// Between what a stream goes.
 #[derive(Clone, Debug)]
-pub(super) struct Plan {
+pub(super) struct Ends {
     pub(super) volume: VolumeId,
     pub(super) way: Way,
     pub(super) here: Dataset,
     pub(super) there: Dataset,
     pub(super) peer: Peer,
     pub(super) epoch: Epoch,
+}
+
+/// A stream to be.
+#[derive(Clone, Debug)]
+pub(super) struct Plan {
+    pub(super) ends: Ends,
     pub(super) from: Option<SnapshotId>,
     pub(super) to: SnapshotId,
+    pub(super) resume: Option<String>,
     pub(super) speed: u64,
 }
+
+/// A stream that is over sooner is not worth the question how long it will be.
+const SOON: Duration = Duration::from_secs(1);
 
 /// What is known of a stream.
 struct Shown {
@@ -72,15 +83,15 @@ impl Jobs {
     /// Begins a stream; nothing to do when the same one is there.
     pub(super) fn begin(&self, streams: Streams, plan: Plan) -> Result<(), HostError> {
         let mut all = lock(&self.0);
-        if let Some(running) = all.get(&plan.volume) {
-            if running.way == plan.way && running.to == plan.to {
+        let (volume, way, to) = (plan.ends.volume, plan.ends.way, plan.to);
+        if let Some(running) = all.get(&volume) {
+            if running.way == way && running.to == to {
                 return Ok(());
             }
             return Err(HostError(format!("a stream of {} is under way for this volume; end it first", running.to)));
         }
         let job = Job { state: JobState::Running, done: 0, total: 0, speed: plan.speed };
         let shown = Arc::new(Mutex::new(Shown { job, moved: 0, took_ms: 0 }));
-        let (volume, way, to) = (plan.volume, plan.way, plan.to);
         let task = tokio::spawn(run(streams, plan, Arc::clone(&shown))).abort_handle();
         all.insert(volume, Running { way, to, shown, task });
         Ok(())
@@ -117,18 +128,21 @@ async fn run(streams: Streams, plan: Plan, shown: Arc<Mutex<Shown>>) {
 }
 
 async fn transfer(streams: &Streams, plan: &Plan, shown: &Mutex<Shown>) -> Result<(u64, u64), HostError> {
-    let (source, target) = match plan.way {
-        Way::ToNode => (&plan.here, &plan.there),
-        Way::FromNode => (&plan.there, &plan.here),
+    let Ends { volume, way, here, there, peer, epoch } = &plan.ends;
+    let (source, target) = match way {
+        Way::ToNode => (here, there),
+        Way::FromNode => (there, here),
     };
     let to = marks::at(source, plan.to)?;
     let from = plan.from.map(|id| marks::at(source, id)).transpose()?;
     let what = Source::Snapshot { from: from.clone(), to: to.clone() };
+    let resume = plan.resume.clone().map(ResumeToken::new).transpose().map_err(|why| HostError(why.to_string()))?;
     // Only to be shown, and not worth waiting for.
     let estimate = async {
-        let total = match plan.way {
+        tokio::time::sleep(SOON).await;
+        let total = match way {
             Way::ToNode => streams.local.estimate(&what).await,
-            Way::FromNode => streams.estimate_pull(&plan.peer, plan.volume, &what).await,
+            Way::FromNode => streams.estimate_pull(peer, *volume, &what).await,
         };
         let mut shown = lock(shown);
         shown.job.total = shown.job.total.max(total.unwrap_or(0));
@@ -139,14 +153,10 @@ async fn transfer(streams: &Streams, plan: &Plan, shown: &Mutex<Shown>) -> Resul
         shown.job.total = shown.job.total.max(bytes);
     };
     let stream = async {
-        match plan.way {
-            Way::ToNode => streams.push(&plan.peer, plan.volume, plan.epoch, (from.as_ref(), &to), target, progress).await,
-            Way::FromNode => {
-                let held = streams.holdings(&plan.peer, plan.volume, source).await?;
-                let wanted = held.snapshots.iter().find(|held| held.name == to.name()).map(|held| held.guid);
-                let wanted: Guid = wanted.ok_or_else(|| HostError(format!("there is no snapshot {to} on {}", plan.peer.host)))?;
-                streams.pull(&plan.peer, plan.volume, (from.as_ref(), &to), wanted, target, progress).await
-            }
+        let what = (from.as_ref(), &to, resume);
+        match way {
+            Way::ToNode => streams.push(peer, (*volume, *epoch), what, target, progress).await,
+            Way::FromNode => streams.pull(peer, *volume, what, target, progress).await,
         }
     };
     tokio::pin!(stream);
@@ -155,7 +165,7 @@ async fn transfer(streams: &Streams, plan: &Plan, shown: &Mutex<Shown>) -> Resul
         () = estimate => stream.await,
     }?;
     if let Some(discarded) = &moved.discarded {
-        tracing::warn!(volume = %plan.volume, "{discarded}");
+        tracing::warn!(%volume, "{discarded}");
     }
     Ok((moved.bytes, u64::try_from(moved.took.as_millis()).unwrap_or(u64::MAX)))
 }

@@ -8,19 +8,19 @@ use super::{
     lio::{self, Chap, Lio, Target},
     marks,
     stream::{self, Streams},
-    zfs::{NewVolume, Zfs},
+    zfs::{Look, NewVolume, Zfs},
 };
 use crate::{
     HostError, VolumeRef,
     qemu::lend::{Lender, Lent, To},
 };
 use img_storage_model::{
-    Dataset, Epoch, Fact, HostName, Plane, PoolName, SnapshotId, VolumeId,
+    Dataset, Epoch, Fact, HostName, Plane, PoolName, VolumeId,
     messages::{IscsiLogin, Peer, PoolReport},
     nas::kernel::{self, Export, Held, NasFacts, NasStep, Way, Zvol},
     node::StepResult,
 };
-use jobs::Jobs;
+use jobs::{Ends, Jobs, Plan};
 use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, time::Duration};
 
 /// How long a zvol may take to put what is written to it on stable storage.
@@ -143,18 +143,19 @@ impl KernelNas {
     async fn zvol(&self, volume: &VolumeRef) -> Result<Option<Zvol>, HostError> {
         let name = self.dataset(volume)?;
         // What is another's, or nobody's, is not looked at further; making the volume will say so.
-        let Some(found) = self.zfs.volume(&name).await?.filter(|z| z.volume() == Some(&volume.id.to_string())) else {
+        let [found] = self.zfs.look([&name]).await?;
+        let Some(Look { zvol, snapshots }) = found.filter(|look| look.zvol.volume() == Some(&volume.id.to_string())) else {
             return Ok(None);
         };
-        let points = marks::points(&self.zfs.snapshots(&name).await?.unwrap_or_default());
-        let written = marks::written(&self.zfs, &found, &points).await?;
+        let points = marks::points(&snapshots);
+        let written = marks::written(&self.zfs, &zvol, &points).await?;
         Ok(Some(Zvol {
-            size: found.size.unwrap_or(0),
-            allocated: found.used,
+            size: zvol.size.unwrap_or(0),
+            allocated: zvol.used,
             snapshots: points.ours.iter().map(|(snapshot, held)| Held { snapshot: *snapshot, held: *held }).collect(),
             written,
             foreign: points.foreign,
-            resume: found.resume_token,
+            resume: zvol.resume_token,
         }))
     }
 
@@ -231,11 +232,13 @@ impl KernelNas {
             NasStep::TakeSnapshot { snapshot } => marks::take(&self.zfs, &name, snapshot).await?,
             NasStep::Hold { snapshot } => self.zfs.hold(&marks::at(&name, snapshot)?, marks::HOLD).await?,
             NasStep::DropSnapshot { snapshot } => marks::give_up(&self.zfs, &name, snapshot, volume.id).await?,
-            NasStep::Send { peer, from, to, speed, .. } => {
-                self.begin(volume, &name, Way::ToNode, &peer, from, to, speed.get())?;
+            NasStep::Send { peer, from, to, resume, speed } => {
+                let ends = self.ends(volume, name, Way::ToNode, &peer)?;
+                self.jobs.begin(self.streams.clone(), Plan { ends, from, to, resume, speed: speed.get() })?;
             }
-            NasStep::Receive { peer, from, to, speed, .. } => {
-                self.begin(volume, &name, Way::FromNode, &peer, Some(from), to, speed.get())?;
+            NasStep::Receive { peer, from, to, resume, speed } => {
+                let ends = self.ends(volume, name, Way::FromNode, &peer)?;
+                self.jobs.begin(self.streams.clone(), Plan { ends, from: Some(from), to, resume, speed: speed.get() })?;
             }
             NasStep::SetSpeed { speed } => self.jobs.set_speed(volume.id, speed.get()),
             NasStep::EndStream => return Ok(self.jobs.end(volume.id)),
@@ -273,30 +276,15 @@ impl KernelNas {
         self.lio.export(&export).await
     }
 
-    #[expect(clippy::too_many_arguments, reason = "one call for both directions, with the parts of a stream")]
-    fn begin(
-        &self,
-        volume: &VolumeRef,
-        here: &Dataset,
-        way: Way,
-        peer: &Peer,
-        from: Option<SnapshotId>,
-        to: SnapshotId,
-        speed: u64,
-    ) -> Result<(), HostError> {
-        let there = Dataset::new(peer.dataset.clone()).map_err(|why| HostError(why.to_string()))?;
-        let stream = jobs::Plan {
+    fn ends(&self, volume: &VolumeRef, here: Dataset, way: Way, peer: &Peer) -> Result<Ends, HostError> {
+        Ok(Ends {
             volume: volume.id,
             way,
-            here: here.clone(),
-            there,
+            here,
+            there: Dataset::new(peer.dataset.clone()).map_err(|why| HostError(why.to_string()))?,
             peer: stream::Peer { host: peer.address.clone(), port: self.ssh_port },
             epoch: peer.epoch,
-            from,
-            to,
-            speed,
-        };
-        self.jobs.begin(self.streams.clone(), stream)
+        })
     }
 }
 

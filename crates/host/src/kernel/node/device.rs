@@ -31,15 +31,15 @@ impl Steps<'_> {
         let epoch = epoch.ok_or_else(|| {
             HostError(format!("the device-mapper device {name} is of another volume ({}); it is left alone", state.uuid))
         })?;
-        let (table, size) = match dm.table(name).await? {
-            None => return Ok(None),
-            Some(dm::Table::Layer { layer, size }) => (self.table(layer, disk).await, size),
-            Some(dm::Table::None) => (Err("it has no table".to_owned()), 0),
-            Some(dm::Table::Other(lines)) => (Err(lines), 0),
+        let (table, overlay) = tokio::join!(dm.live_table(name), dm.overlay(name));
+        let (table, size) = match table? {
+            dm::Table::Layer { layer, size } => (self.table(layer, disk).await, size),
+            dm::Table::None => (Err("it has no table".to_owned()), 0),
+            dm::Table::Other(lines) => (Err(lines), 0),
         };
         let mut device = Device { epoch, table, size, suspended: state.suspended, open: state.open, merge: None, broken: None };
         if matches!(device.table, Ok(Table::Overlay(_) | Table::Merge(_))) {
-            match dm.overlay(name).await? {
+            match overlay? {
                 Some(dm::Overlay::Used { allocated, bookkeeping, .. }) if matches!(device.table, Ok(Table::Merge(_))) => {
                     let left = allocated.saturating_sub(bookkeeping) * block::SECTOR;
                     device.merge = Some(Merge { left, total: left });
@@ -86,23 +86,27 @@ impl Steps<'_> {
     /// The table of the kernel.
     async fn layer(&self, table: Table) -> Result<dm::Layer, HostError> {
         let (Table::Linear(under) | Table::Overlay(under) | Table::Merge(under)) = table;
-        let device = match under {
-            Layer::Remote => self.disk().await?.number,
-            Layer::Local => self.zvol(&self.local).await?,
-        };
-        Ok(match table {
-            Table::Linear(_) => dm::Layer::Linear { device },
-            Table::Overlay(_) => dm::Layer::Snapshot { origin: device, overlay: self.zvol(&self.overlay).await?, chunk: CHUNK },
-            Table::Merge(_) => {
-                dm::Layer::SnapshotMerge { origin: device, overlay: self.zvol(&self.overlay).await?, chunk: CHUNK }
-            }
+        let overlaid = !matches!(table, Table::Linear(_));
+        let (device, overlay) = tokio::try_join!(
+            async {
+                match under {
+                    Layer::Remote => self.disk().await.map(|disk| disk.number),
+                    Layer::Local => self.zvol(&self.local).await,
+                }
+            },
+            async { if overlaid { self.zvol(&self.overlay).await.map(Some) } else { Ok(None) } }
+        )?;
+        Ok(match (table, overlay) {
+            (Table::Merge(_), Some(overlay)) => dm::Layer::SnapshotMerge { origin: device, overlay, chunk: CHUNK },
+            (_, Some(overlay)) => dm::Layer::Snapshot { origin: device, overlay, chunk: CHUNK },
+            (_, None) => dm::Layer::Linear { device },
         })
     }
 
     pub(super) async fn create_device(&self, epoch: Epoch, table: Table, size: u64) -> Result<(), HostError> {
         let layer = self.layer(table).await?;
         let uuid = marks::device(self.volume.id, epoch);
-        self.host.dm.create(&self.volume.label, &uuid, size, &layer).await.map(drop)
+        self.host.dm.create(&self.volume.label, &uuid, size, &layer).await
     }
 
     pub(super) async fn swap(&self, table: Table, size: u64) -> Result<(), HostError> {

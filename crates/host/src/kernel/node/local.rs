@@ -5,7 +5,7 @@ use crate::{
     HostError,
     kernel::{
         marks::{self, EPOCH, RECEIVES},
-        zfs::NewVolume,
+        zfs::{Look, NewVolume},
     },
 };
 use img_storage_model::{
@@ -15,26 +15,33 @@ use img_storage_model::{
 };
 
 impl Steps<'_> {
-    pub(super) async fn look_at_local(&self) -> Result<Option<LocalZvol>, HostError> {
-        let zfs = &self.host.zfs;
-        let Some(found) = marks::ours(zfs, &self.local, self.volume.id).await? else { return Ok(None) };
-        let points = marks::points(&zfs.snapshots(&self.local).await?.unwrap_or_default());
+    /// The local zvol and the overlay, as they are at one moment.
+    pub(super) async fn look_at_zvols(&self) -> (Result<Option<LocalZvol>, HostError>, Result<Option<Overlay>, HostError>) {
+        match marks::look(&self.host.zfs, [&self.local, &self.overlay]).await {
+            Ok([local, overlay]) => (self.local(local).await, self.overlay(overlay)),
+            Err(error) => (Err(error.clone()), Err(error)),
+        }
+    }
+
+    async fn local(&self, found: Option<Look>) -> Result<Option<LocalZvol>, HostError> {
+        let Some(Look { zvol, snapshots }) = marks::of(found, self.volume.id)? else { return Ok(None) };
+        let points = marks::points(&snapshots);
         Ok(Some(LocalZvol {
-            size: found.size.unwrap_or(0),
+            size: zvol.size.unwrap_or(0),
             snapshots: points.ours.iter().map(|(snapshot, _)| *snapshot).collect(),
             received: points.ours.last().is_some_and(|(_, held)| !held),
-            written: marks::written(zfs, &found, &points).await?,
-            receives: marks::epoch_in(&found, RECEIVES),
-            reserved: zfs.is_reserved(&self.local).await?,
-            resume: found.resume_token,
+            written: marks::written(&self.host.zfs, &zvol, &points).await?,
+            receives: marks::epoch_in(&zvol, RECEIVES),
+            reserved: zvol.is_reserved(),
+            resume: zvol.resume_token,
         }))
     }
 
-    pub(super) async fn look_at_overlay(&self) -> Result<Option<Overlay>, HostError> {
-        let Some(found) = marks::ours(&self.host.zfs, &self.overlay, self.volume.id).await? else { return Ok(None) };
-        let epoch = marks::epoch_in(&found, EPOCH)
+    fn overlay(&self, found: Option<Look>) -> Result<Option<Overlay>, HostError> {
+        let Some(Look { zvol, .. }) = marks::of(found, self.volume.id)? else { return Ok(None) };
+        let epoch = marks::epoch_in(&zvol, EPOCH)
             .ok_or_else(|| HostError(format!("the zvol {} does not say of which epoch it is", self.overlay)))?;
-        Ok(Some(Overlay { epoch, size: found.size.unwrap_or(0) }))
+        Ok(Some(Overlay { epoch, size: zvol.size.unwrap_or(0) }))
     }
 
     pub(super) async fn set_receives(&self, epoch: Option<Epoch>) -> Result<(), HostError> {
@@ -51,12 +58,12 @@ impl Steps<'_> {
         let zfs = &self.host.zfs;
         zfs.refuse_in_use(&self.local, "destroyed").await?;
         // After that: who had it open may have written to it until now.
-        let Some(found) = marks::ours(zfs, &self.local, self.volume.id).await? else { return Ok(()) };
-        let points = marks::points(&zfs.snapshots(&self.local).await?.unwrap_or_default());
+        let Some(Look { zvol, snapshots }) = marks::ours(zfs, &self.local, self.volume.id).await? else { return Ok(()) };
+        let points = marks::points(&snapshots);
         if points.ours.last().map(|(newest, _)| *newest) != Some(home) {
             return Err(HostError(format!("the newest snapshot of {} is not {} any more; it is kept", self.local, home.id)));
         }
-        let written = marks::written(zfs, &found, &points).await?;
+        let written = marks::written(zfs, &zvol, &points).await?;
         if written > 0 {
             return Err(HostError(format!(
                 "{written} bytes were written to {} since its newest snapshot; it is kept",

@@ -197,7 +197,7 @@ impl Steps<'_> {
     async fn look(&self) -> NodeFacts {
         let session = self.session().await;
         let disk = session.as_ref().ok().and_then(|found| found.as_ref()).and_then(|(_, disk)| disk.as_ref()).map(|d| d.number);
-        let (device, local, overlay) = tokio::join!(self.look_at_device(disk), self.look_at_local(), self.look_at_overlay());
+        let (device, (local, overlay)) = tokio::join!(self.look_at_device(disk), self.look_at_zvols());
         let shown = session.map(|found| {
             found.map(|(session, disk)| Session {
                 iqn: session.target,

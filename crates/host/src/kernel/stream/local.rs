@@ -7,7 +7,7 @@ use crate::{
         fault,
         marks::{self, RECEIVES},
         program,
-        zfs::{VOLUME, Zfs},
+        zfs::{Look, SnapshotFacts, VOLUME, Zfs, Zvol},
     },
 };
 use img_storage_model::{
@@ -79,16 +79,24 @@ impl Side {
     /// # Errors
     /// When it cannot be told.
     pub async fn holdings(&self, of: &Dataset) -> Result<Holdings, HostError> {
-        let Some(volume) = self.zfs.volume(of).await? else { return Ok(Holdings::default()) };
-        let snapshots = self.zfs.snapshots(of).await?.unwrap_or_default();
-        let held = |found: crate::kernel::zfs::SnapshotFacts| Held { name: found.name.name().to_owned(), guid: found.guid };
-        let token = volume.resume_token.map(ResumeToken::new).transpose();
+        let [found] = self.zfs.look([of]).await?;
+        let Some(Look { zvol, snapshots }) = found else { return Ok(Holdings::default()) };
+        let token = zvol.resume_token.map(ResumeToken::new).transpose();
         Ok(Holdings {
             there: true,
             token: token.map_err(|why| fault(format_args!("the resume token of {of}"), why, ""))?,
-            written: volume.written,
+            written: zvol.written,
             snapshots: snapshots.into_iter().map(held).collect(),
         })
+    }
+
+    /// The snapshots of a zvol, after a stream into it that was complete.
+    ///
+    /// # Errors
+    /// When they cannot be listed.
+    pub(super) async fn snapshots(&self, of: &Dataset) -> Result<Holdings, HostError> {
+        let snapshots = self.zfs.snapshots(of).await?.unwrap_or_default();
+        Ok(Holdings { there: true, snapshots: snapshots.into_iter().map(held).collect(), ..Holdings::default() })
     }
 
     /// The identity of a snapshot here.
@@ -148,11 +156,10 @@ impl Side {
         let mark = format!("{VOLUME}={volume}");
         let receives = epoch.map(|epoch| format!("{RECEIVES}={epoch}"));
         let mut args = vec!["receive", "-s", "-u"];
-        let there = self.check(volume, into).await?;
-        if there {
+        if let Some(found) = self.find(volume, into).await? {
             self.zfs.refuse_in_use(into, "received into").await?;
             if let Some(epoch) = epoch {
-                self.takes(into, epoch).await?;
+                takes(&found, epoch)?;
             }
         } else {
             // Partitions and volume groups of a guest are nothing for this host.
@@ -163,34 +170,41 @@ impl Side {
         Ok(Program::new(&self.program, args))
     }
 
-    /// Makes sure that a zvol takes the streams of an epoch.
-    async fn takes(&self, into: &Dataset, epoch: Epoch) -> Result<(), HostError> {
-        let found = self.zfs.volume(into).await?;
-        let takes = found.as_ref().and_then(|zvol| marks::epoch_in(zvol, RECEIVES));
-        if takes == Some(epoch) {
-            return Ok(());
-        }
-        let what = takes.map_or_else(|| "no streams".to_owned(), |other| format!("streams of epoch {other}"));
-        Err(HostError(format!("{into} takes {what} now, not of epoch {epoch}; nothing is received")))
-    }
-
     /// Whether a zvol is there, which may be spoken of in a stream of this volume.
     ///
     /// # Errors
     /// When it may not: it lies elsewhere, or has another's mark or none.
     pub(super) async fn check(&self, volume: VolumeId, dataset: &Dataset) -> Result<bool, HostError> {
+        self.find(volume, dataset).await.map(|found| found.is_some())
+    }
+
+    async fn find(&self, volume: VolumeId, dataset: &Dataset) -> Result<Option<Zvol>, HostError> {
         if !self.within.iter().any(|place| dataset.is_below(place)) {
             return Err(HostError(format!("{dataset} is not where volumes are on this host; nothing is sent or received there")));
         }
         match self.zfs.volume(dataset).await? {
-            None => Ok(false),
+            None => Ok(None),
             Some(found) => match found.volume() {
-                Some(mark) if mark == volume.to_string() => Ok(true),
+                Some(mark) if mark == volume.to_string() => Ok(Some(found)),
                 Some(mark) => Err(HostError(format!("{dataset} is of the volume {mark}, not of {volume}; it is left alone"))),
                 None => Err(HostError(format!("{dataset} has no mark of ours; it is left alone"))),
             },
         }
     }
+}
+
+fn held(found: SnapshotFacts) -> Held {
+    Held { name: found.name.name().to_owned(), guid: found.guid }
+}
+
+/// Makes sure that a zvol takes the streams of an epoch.
+fn takes(into: &Zvol, epoch: Epoch) -> Result<(), HostError> {
+    let takes = marks::epoch_in(into, RECEIVES);
+    if takes == Some(epoch) {
+        return Ok(());
+    }
+    let what = takes.map_or_else(|| "no streams".to_owned(), |other| format!("streams of epoch {other}"));
+    Err(HostError(format!("{} takes {what} now, not of epoch {epoch}; nothing is received", into.name)))
 }
 
 fn send_args(source: &Source, more: &[&str]) -> Vec<String> {

@@ -2,8 +2,8 @@
 
 use super::local::Side;
 use crate::{HostError, exec::Program};
-use img_storage_model::stream::{Ask, Command, Source};
-use std::os::unix::process::CommandExt;
+use img_storage_model::stream::{Ask, Command, Holdings, Source};
+use std::{os::unix::process::CommandExt as _, process::Stdio};
 
 /// What became of a request that was not a stream.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -12,8 +12,8 @@ pub struct Served(
     pub String,
 );
 
-/// Carries out one request. A stream is the end of this process: it becomes `zfs send` or `zfs receive`, on its own standard input and
-/// output, so that nothing is between ssh and ZFS.
+/// Carries out one request. What is sent is the end of this process: it becomes `zfs send`. What is received has `zfs receive` on this
+/// process's own standard input. So nothing is between ssh and ZFS.
 ///
 /// # Errors
 /// When the line is no request, or may not be carried out here, or a program cannot be started.
@@ -22,7 +22,7 @@ pub async fn serve(side: &Side, line: &str) -> Result<Served, HostError> {
     match ask {
         Ask::State(of) => {
             let found = if side.check(volume, &of).await? { side.holdings(&of).await? } else { Default::default() };
-            serde_json::to_string(&found).map(Served).map_err(|why| HostError(why.to_string()))
+            told(&found)
         }
         Ask::Discard(of) => {
             if side.check(volume, &of).await? {
@@ -38,8 +38,22 @@ pub async fn serve(side: &Side, line: &str) -> Result<Served, HostError> {
             check_source(side, volume, &source).await?;
             Err(become_program(&side.send(&source)))
         }
-        Ask::Receive { into, epoch } => Err(become_program(&side.receive(volume, &into, Some(epoch)).await?)),
+        Ask::Receive { into, epoch } => {
+            let Program { path, args } = side.receive(volume, &into, Some(epoch)).await?;
+            // What it says of a failure goes where this process's words go. It ends with its input, however long that takes.
+            let mut receive = tokio::process::Command::new(&path);
+            let ended = receive.args(&args).env("LC_ALL", "C").stdout(Stdio::null()).status().await;
+            let ended = ended.map_err(|why| HostError(format!("cannot start {}: {why}", path.display())))?;
+            if !ended.success() {
+                return Err(HostError(format!("`zfs receive` into {into} failed with {ended}")));
+            }
+            told(&side.snapshots(&into).await?)
+        }
     }
+}
+
+fn told(found: &Holdings) -> Result<Served, HostError> {
+    serde_json::to_string(found).map(Served).map_err(|why| HostError(why.to_string()))
 }
 
 /// A token says by itself what is sent, so it is looked into.

@@ -40,25 +40,21 @@ impl Zfs {
     ///
     /// # Errors
     /// When it cannot be made, or is there and has another volume's mark, or none, or another size.
-    pub async fn create(&self, name: &Dataset, new: &NewVolume) -> Result<Zvol, HostError> {
-        let done = if self.volume(name).await?.is_some() {
-            Ok(String::new())
-        } else {
-            let block = format!("volblocksize={}", new.block_size.unwrap_or(BLOCK_SIZE));
-            let size = new.size.to_string();
-            let mark = format!("{VOLUME}={}", new.volume);
-            let mut args = vec!["create", "-V", &size, "-o", &block, "-o", "snapdev=hidden", "-o", "volmode=dev", "-o", &mark];
-            if new.sparse {
-                args.push("-s");
-            }
-            let marks: Vec<String> =
-                new.marks.iter().map(|(key, value)| our(key).map(|key| format!("{key}={value}"))).collect::<Result<_, _>>()?;
-            for mark in &marks {
-                args.extend(["-o", mark]);
-            }
-            args.push(name.as_str());
-            self.run(&args, CHANGE).await
-        };
+    pub async fn create(&self, name: &Dataset, new: &NewVolume) -> Result<(), HostError> {
+        let block = format!("volblocksize={}", new.block_size.unwrap_or(BLOCK_SIZE));
+        let size = new.size.to_string();
+        let mark = format!("{VOLUME}={}", new.volume);
+        let mut args = vec!["create", "-V", &size, "-o", &block, "-o", "snapdev=hidden", "-o", "volmode=dev", "-o", &mark];
+        if new.sparse {
+            args.push("-s");
+        }
+        let marks: Vec<String> =
+            new.marks.iter().map(|(key, value)| our(key).map(|key| format!("{key}={value}"))).collect::<Result<_, _>>()?;
+        for mark in &marks {
+            args.extend(["-o", mark]);
+        }
+        args.push(name.as_str());
+        let Err(error) = self.run(&args, CHANGE).await else { return Ok(()) };
         match self.volume(name).await? {
             Some(found) if found.volume() != Some(&new.volume) => Err(HostError(format!(
                 "{name} is there already and is not of the volume {} ({}); it is left alone",
@@ -69,8 +65,8 @@ impl Zfs {
                 "{name} is there already with {:?} bytes instead of {}; destroy or grow it first",
                 found.size, new.size
             ))),
-            Some(found) => Ok(found),
-            None => Err(done.err().unwrap_or_else(|| HostError(format!("{name} vanished while it was made")))),
+            Some(_) => Ok(()),
+            None => Err(error),
         }
     }
 
@@ -96,13 +92,9 @@ impl Zfs {
     ///
     /// # Errors
     /// When there is none afterwards.
-    pub async fn snapshot(&self, snapshot: &Snapshot) -> Result<SnapshotFacts, HostError> {
-        let text = snapshot.to_string();
-        let done = self.run(&["snapshot", &text], CHANGE).await;
-        match self.find_snapshot(snapshot).await? {
-            Some(found) => Ok(found),
-            None => Err(done.err().unwrap_or_else(|| HostError(format!("{snapshot} vanished while it was made")))),
-        }
+    pub async fn snapshot(&self, snapshot: &Snapshot) -> Result<(), HostError> {
+        let Err(error) = self.run(&["snapshot", &snapshot.to_string()], CHANGE).await else { return Ok(()) };
+        self.find_snapshot(snapshot).await?.map(drop).ok_or(error)
     }
 
     /// One snapshot; nothing when it, or its zvol, is not there.
@@ -118,11 +110,8 @@ impl Zfs {
     /// # Errors
     /// When it is not held afterwards.
     pub async fn hold(&self, snapshot: &Snapshot, tag: &str) -> Result<(), HostError> {
-        let done = self.run(&["hold", tag, &snapshot.to_string()], CHANGE).await;
-        if self.holds(snapshot).await?.iter().any(|held| held == tag) {
-            return Ok(());
-        }
-        Err(done.err().unwrap_or_else(|| HostError(format!("{snapshot} is not held by {tag}; somebody releases it"))))
+        let Err(error) = self.run(&["hold", tag, &snapshot.to_string()], CHANGE).await else { return Ok(()) };
+        if self.holds(snapshot).await?.iter().any(|held| held == tag) { Ok(()) } else { Err(error) }
     }
 
     /// Releases our hold by this tag; nothing to do when there is none, or no such snapshot.

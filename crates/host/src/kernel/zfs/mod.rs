@@ -7,6 +7,7 @@
 
 mod change;
 mod destroy;
+mod look;
 mod parse;
 mod reserve;
 
@@ -16,6 +17,7 @@ use img_storage_model::{Dataset, Guid, Snapshot};
 use std::{collections::BTreeMap, ffi::OsStr, path::PathBuf, time::Duration};
 
 pub use change::NewVolume;
+pub use look::Look;
 
 /// The user property that makes a zvol ours: the identity of its volume.
 pub const VOLUME: &str = "img-storage:volume";
@@ -74,6 +76,8 @@ pub struct Zvol {
     pub guid: Guid,
     /// The transaction group in which it came to be.
     pub created_txg: u64,
+    /// Bytes of the pool that are kept for it. Where they are as many as it has, every block of it has its place.
+    pub reserved: u64,
     /// With what a stream into it that was cut off can be continued.
     pub resume_token: Option<String>,
     /// Our user properties that are set on itself, by their whole names.
@@ -84,6 +88,11 @@ impl Zvol {
     /// The volume that it is of, when it is ours.
     pub fn volume(&self) -> Option<&str> {
         self.marks.get(VOLUME).map(String::as_str)
+    }
+
+    /// Whether every block of it has its place in the pool, so that no write to it can meet a full one.
+    pub fn is_reserved(&self) -> bool {
+        self.size.is_some_and(|size| self.reserved >= size)
     }
 }
 
@@ -232,8 +241,7 @@ impl Zfs {
     }
 
     fn properties(&self) -> String {
-        let native = ["volsize", "volblocksize", "used", "referenced", "written", "guid", "createtxg", "receive_resume_token"];
-        native.into_iter().chain(self.marks.iter().map(String::as_str)).collect::<Vec<_>>().join(",")
+        look::NATIVE.into_iter().chain(self.marks.iter().map(String::as_str)).collect::<Vec<_>>().join(",")
     }
 
     /// Tells a dataset that is not there from one that could not be looked at: when the look failed, what it would lie in is listed.

@@ -1,6 +1,9 @@
 //! What `zfs` and `zpool` print with `-Hp`: tabs between fields, numbers whole, `-` for what there is not.
 
-use super::{Allowed, OURS, Pool, Room, SnapshotFacts, Zvol};
+use super::{
+    Allowed, Look, OURS, Pool, Room, SnapshotFacts, Zvol,
+    look::{Seen, Value},
+};
 use img_storage_model::{Dataset, Guid, Snapshot};
 use std::collections::BTreeMap;
 
@@ -73,6 +76,7 @@ fn volume(name: Dataset, properties: &Properties) -> Result<Zvol, String> {
         written: may("written")?.unwrap_or_default(),
         guid: Guid(must("guid")?),
         created_txg: must("createtxg")?,
+        reserved: value("refreservation").filter(|none| *none != "none").map(number).transpose()?.unwrap_or_default(),
         resume_token: value("receive_resume_token").map(str::to_owned),
         marks: own.map(|(key, (value, _))| ((*key).to_owned(), (*value).to_owned())).collect(),
         name,
@@ -96,6 +100,55 @@ pub(super) fn snapshots(text: &str) -> Result<Vec<SnapshotFacts>, String> {
     }
     found.sort_by_key(|snapshot| snapshot.created_txg);
     Ok(found)
+}
+
+/// What the channel program of [`super::look`] tells of one zvol.
+pub(super) fn look(name: &Dataset, seen: &Seen) -> Result<Look, String> {
+    if seen.kind != "volume" {
+        return Err(format!("it is no zvol but a {}; img-storage leaves it alone: choose another name", seen.kind));
+    }
+    // An identity may have the highest bit.
+    let may = |of: &BTreeMap<String, Value>, property: &str| match of.get(property) {
+        Some(Value::Number(number)) => Ok(Some(number.cast_unsigned())),
+        Some(Value::Text(text)) => Err(format!("its {property} is {text:?}, which is no number")),
+        None => Ok(None),
+    };
+    let must = |of: &BTreeMap<String, Value>, property: &str| {
+        may(of, property)?.ok_or_else(|| format!("something of it has no {property}"))
+    };
+    let text = |(key, value): (&String, &Value)| match value {
+        Value::Text(text) => Some((key.clone(), text.clone())),
+        Value::Number(_) => None,
+    };
+    let own = &seen.properties;
+    let size = may(own, "volsize")?.filter(|size| *size > 0);
+    let zvol = Zvol {
+        name: name.clone(),
+        block_size: may(own, "volblocksize")?.filter(|_| size.is_some()),
+        size,
+        used: must(own, "used")?,
+        referenced: must(own, "referenced")?,
+        written: may(own, "written")?.unwrap_or_default(),
+        guid: Guid(must(own, "guid")?),
+        created_txg: must(own, "createtxg")?,
+        reserved: may(own, "refreservation")?.unwrap_or_default(),
+        resume_token: own.iter().filter_map(text).find_map(|(key, value)| (key == "receive_resume_token").then_some(value)),
+        marks: own.iter().filter(|(key, _)| key.starts_with(OURS)).filter_map(text).collect(),
+    };
+    let mut snapshots = Vec::new();
+    for (name, of) in &seen.snapshots {
+        let Ok(name) = Snapshot::new(name.as_str()) else { continue };
+        snapshots.push(SnapshotFacts {
+            name,
+            guid: Guid(must(of, "guid")?),
+            created_txg: must(of, "createtxg")?,
+            holds: must(of, "userrefs")?,
+            written: must(of, "written")?,
+            referenced: must(of, "referenced")?,
+        });
+    }
+    snapshots.sort_by_key(|snapshot| snapshot.created_txg);
+    Ok(Look { zvol, snapshots })
 }
 
 /// Lines of `zfs holds -H`: snapshot, tag, when.

@@ -5,14 +5,6 @@ use crate::HostError;
 use img_storage_model::Dataset;
 
 impl Zfs {
-    /// Whether every block of a zvol has its place, so that no write to it can meet a full pool.
-    ///
-    /// # Errors
-    /// When it cannot be told.
-    pub async fn is_reserved(&self, name: &Dataset) -> Result<bool, HostError> {
-        self.place(name).await.map(|place| place.is_reserved())
-    }
-
     /// Gives every block of a zvol its place.
     ///
     /// Room is looked for first: where `zfs set refreservation=auto` finds none, it sets the size that the zvol has anew, which is a
@@ -30,22 +22,15 @@ impl Zfs {
         }
         // `auto` counts the metadata in.
         let done = self.run(&["set", "refreservation=auto", name.as_str()], CHANGE).await;
-        if self.is_reserved(name).await? {
-            return Ok(());
-        }
-        Err(done.err().unwrap_or_else(|| HostError(format!("{name} has no reservation; somebody takes it away"))))
+        if done.is_ok() || self.place(name).await?.is_reserved() { Ok(()) } else { done.map(drop) }
     }
 
     /// Lets others have the room that a zvol does not use.
     ///
     /// # Errors
-    /// When it is reserved afterwards.
+    /// When that was not done.
     pub async fn unreserve(&self, name: &Dataset) -> Result<(), HostError> {
-        let done = self.run(&["set", "refreservation=none", name.as_str()], CHANGE).await;
-        if self.is_reserved(name).await? {
-            return Err(done.err().unwrap_or_else(|| HostError(format!("{name} is still reserved; somebody reserves it anew"))));
-        }
-        Ok(())
+        self.run(&["set", "refreservation=none", name.as_str()], CHANGE).await.map(drop)
     }
 
     async fn place(&self, name: &Dataset) -> Result<Place, HostError> {

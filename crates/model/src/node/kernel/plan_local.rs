@@ -46,8 +46,9 @@ pub(super) fn plan_local(record: &NodeRecord, f: &Seen<'_>) -> Decision {
     let merged = device.merge.is_some_and(|m| m.left == 0);
     match record.lies {
         Lies::OverRemote => over_remote(record, f),
-        Lies::MergingLocal if f.session.is_some() => Decision::Do(NodeStep::Logout),
         Lies::MergingLocal if merged => Decision::Record(NodeChange::Lies(Lies::Local)),
+        // A long merge does not keep the NAS's export.
+        Lies::MergingLocal if f.session.is_some() => Decision::Do(NodeStep::Logout),
         Lies::MergingLocal => Decision::Wait("merging what was written meanwhile into the local copy".to_owned()),
         Lies::OverLocal => over_local(record, f),
         Lies::MergingRemote if merged => Decision::Do(NodeStep::FlushRemote),
