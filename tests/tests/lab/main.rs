@@ -34,6 +34,9 @@ const SCENARIOS: &[Scenario] = &[
     scenario::of("daemons_are_killed", 700, |lab| Box::pin(cluster::daemons_are_killed(lab))),
     scenario::of("hands_meddle", 900, |lab| Box::pin(cluster::hands_meddle(lab))),
     scenario::of("machines_lose_power", 900, |lab| Box::pin(cluster::machines_lose_power(lab))),
+    scenario::of("both_planes_and_minutes_without_network", 900, |lab| {
+        Box::pin(cluster::both_planes_and_minutes_without_network(lab))
+    }),
     scenario::of("the_doctor_names_the_culprit", 900, |lab| Box::pin(cluster::the_doctor_names_the_culprit(lab))),
     scenario::of("a_killed_owner_leaves_nothing", 120, |_| Box::pin(left::a_killed_owner_leaves_nothing())),
     scenario::of("nothing_is_left_in_the_guests", 60, |lab| Box::pin(left::nothing_is_left_in_the_guests(lab))),

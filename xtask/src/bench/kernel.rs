@@ -1,7 +1,7 @@
 //! The kernel plane, in the virtual machines of the tests: what its steps take next to the tools that an operator has for them, and
 //! what a switch and a start on a warm copy cost.
 
-use super::{Part, longest, median_time};
+use super::{LIMIT as LONG, Part, longest, median_time, overlay};
 use crate::{
     command, demo,
     screen::{Step, bytes, seconds, table},
@@ -22,8 +22,6 @@ const PORTAL: &str = "10.77.0.2";
 const INITIATOR: &str = "iqn.1993-08.org.debian:01:node1";
 /// A target made by hand.
 const TARGET: &str = "iqn.2024-01.test.bench:hand";
-/// How long a batch of exports may take.
-const LONG: Duration = Duration::from_secs(1200);
 
 pub async fn measure(program: &Path, quick: bool) -> anyhow::Result<Vec<Part>> {
     let verbs = verbs()?;
@@ -34,14 +32,21 @@ pub async fn measure(program: &Path, quick: bool) -> anyhow::Result<Vec<Part>> {
     lab.guest("nas")?.put(&verbs, "/usr/local/bin/verbs").await?;
     let parts = async {
         let exports = exports(&lab, if quick { 20 } else { 250 }).await?;
-        for guest in lab.guests() {
-            guest.check("/opt/lab/clean").await?;
-        }
-        Ok(vec![exports, life(&lab, if quick { 2 } else { 5 }).await?])
+        clean(&lab).await?;
+        let life = life(&lab, if quick { 2 } else { 5 }).await?;
+        clean(&lab).await?;
+        Ok(vec![exports, life, overlay::measure(&lab).await?])
     };
     let parts: anyhow::Result<Vec<Part>> = parts.await;
     lab.down()?;
     parts
+}
+
+async fn clean(lab: &Lab) -> anyhow::Result<()> {
+    for guest in lab.guests().iter().rev() {
+        guest.check("/opt/lab/clean").await?;
+    }
+    Ok(())
 }
 
 /// The program that does one verb of the kernel plane a call.
@@ -164,7 +169,7 @@ async fn life(lab: &Lab, rounds: usize) -> anyhow::Result<Part> {
     let share = median_time(&ours).as_secs_f64() / median_time(&hand).as_secs_f64();
     let rows = [
         vec![
-            "`map` → device, next to the original's steps by hand".to_owned(),
+            "`map` → device, next to the original's commands".to_owned(),
             seconds(median_time(&ours)),
             format!("{}, {share:.2} of it", seconds(median_time(&hand))),
             "≤ 0.2".to_owned(),
@@ -189,25 +194,31 @@ async fn life(lab: &Lab, rounds: usize) -> anyhow::Result<Part> {
         ],
     ];
     let text = format!(
-        "{}\nThe machines are {}. The original's steps are a target by \
-         targetcli, discovery, login and the wait for the disk, in this order and without its sleeps. Pauses are measured in the guest around suspend and resume.\n",
+        "{}\nThe machines are {}. The original's commands are `zfs list`, four \
+         calls of targetcli, discovery, login and a look for the disk every second, in its order. Pauses are measured in the guest around suspend and resume.\n",
         table(&["what", "img-storage", "next to", "aim"], &rows),
         lab.accelerator()
     );
     Ok(Part { title: "Maps and copies on the kernel plane", text })
 }
 
-/// The steps of the original's map: export, discovery, login, and the disk is there.
+/// The commands of the original's map, in its order and with its pause: the zvol is looked for, backstore, target, LUN and initiator are a
+/// call of targetcli each (`tgt-setup-lun-lock`), then discovery, login, and a look every second until the disk is there (`imgstoragevm.py`).
 async fn by_hand(nas: &Guest, node: &Guest) -> anyhow::Result<Duration> {
     nas.check("zfs list tank/hand > /dev/null 2>&1 || zfs create -V 256M -s tank/hand; udevadm settle").await?;
-    let export = timed(nas, &by_targetcli("tank/hand")).await?;
-    nas.check(&format!("echo 0 > /sys/kernel/config/target/iscsi/{TARGET}/tpgt_1/attrib/authentication")).await?;
-    let disk = format!("/dev/disk/by-path/ip-{PORTAL}:3260-iscsi-{TARGET}-lun-0");
+    let export = timed(
+        nas,
+        &format!(
+            "set -e; zfs list tank/hand; targetcli backstores/block create hand /dev/zvol/tank/hand; targetcli iscsi/ create {TARGET}; \
+             targetcli iscsi/{TARGET}/tpg1/luns create /backstores/block/hand; targetcli iscsi/{TARGET}/tpg1/acls create {INITIATOR}"
+        ),
+    )
+    .await?;
     let login = timed(
         node,
         &format!(
-            "iscsiadm -m discovery -t sendtargets -p {PORTAL}; iscsiadm -m node -T {TARGET} -p {PORTAL} -l; \
-             while [ ! -b {disk} ]; do sleep 0.05; done"
+            "set -e; iscsiadm -m discovery -t sendtargets -p {PORTAL}; iscsiadm -m node -T {TARGET} -p {PORTAL} -l; \
+             until iscsiadm -m session -P3 | grep -q 'Attached scsi disk'; do sleep 1; done"
         ),
     )
     .await?;

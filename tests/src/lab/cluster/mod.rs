@@ -21,6 +21,8 @@ pub const VOLUME: &str = "tank/vol1";
 pub const DEVICE: &str = "/dev/mapper/nas.tank.vol1";
 /// Its zvol on the NAS.
 pub const ZVOL: &str = "/dev/zvol/tank/vol1";
+/// The NAS's other pool, which is a directory.
+pub const SHELF: &str = "/var/lib/img-storage-state-shelf";
 /// How long something may take that was asked for; the guests are emulated.
 pub const DONE: Duration = Duration::from_secs(150);
 
@@ -44,8 +46,8 @@ impl<'l> Cluster<'l> {
         )
         .await?;
         cluster.configure(nas, "frontend", "").await?;
-        let pools = "[nas]\nname = \"nas\"\ndata_address = \"10.77.0.2\"\n[nas.zfs]\ntank = \"tank\"\n";
-        cluster.configure(nas, "nas", pools).await?;
+        let pools = format!("[nas.zfs]\ntank = \"tank\"\n[nas.pools]\nshelf = \"{SHELF}\"\n");
+        cluster.configure(nas, "nas", &format!("[nas]\nname = \"nas\"\ndata_address = \"10.77.0.2\"\n{pools}")).await?;
         for name in ["node1", "node2"] {
             let node = lab.guest(name)?;
             node.check(
