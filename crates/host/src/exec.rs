@@ -17,7 +17,7 @@ use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process_group};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::process::{Child, Command};
 
 /// What is kept of a program's standard output; the rest is read and dropped.
@@ -135,21 +135,7 @@ pub async fn run_to_status<A: AsRef<OsStr>>(
     args: &[A],
     deadline: Duration,
 ) -> Result<(ExitStatus, Output), ExecError> {
-    finish(program.as_ref(), args, &[], deadline, |_| {}).await
-}
-
-/// As [`run`], for programs that read `input` on their standard input.
-///
-/// # Errors
-/// As [`run`].
-pub async fn run_with_input<A: AsRef<OsStr>>(
-    program: impl AsRef<Path>,
-    args: &[A],
-    input: &[u8],
-    deadline: Duration,
-) -> Result<Output, ExecError> {
-    let program = program.as_ref();
-    succeeded(program, args, finish(program, args, input, deadline, |_| {}).await?)
+    finish(program.as_ref(), args, deadline, |_| {}).await
 }
 
 /// As [`run`]; `watch` sees each piece of standard output as it arrives (for programs that print their progress).
@@ -163,20 +149,17 @@ pub async fn run_watched<A: AsRef<OsStr>>(
     watch: impl FnMut(&[u8]),
 ) -> Result<Output, ExecError> {
     let program = program.as_ref();
-    succeeded(program, args, finish(program, args, &[], deadline, watch).await?)
-}
-
-fn succeeded<A: AsRef<OsStr>>(program: &Path, args: &[A], (status, output): (ExitStatus, Output)) -> Result<Output, ExecError> {
+    let (status, output) = finish(program, args, deadline, watch).await?;
     if status.success() {
-        return Ok(output);
+        Ok(output)
+    } else {
+        Err(ExecError::Failed { command: CommandLine::new(program, args), status, stderr: output.stderr })
     }
-    Err(ExecError::Failed { command: CommandLine::new(program, args), status, stderr: output.stderr })
 }
 
 async fn finish<A: AsRef<OsStr>>(
     program: &Path,
     args: &[A],
-    input: &[u8],
     deadline: Duration,
     mut watch: impl FnMut(&[u8]),
 ) -> Result<(ExitStatus, Output), ExecError> {
@@ -184,7 +167,7 @@ async fn finish<A: AsRef<OsStr>>(
     let mut child = Command::new(program)
         .args(args)
         .envs(ENVIRONMENT)
-        .stdin(if input.is_empty() { Stdio::null() } else { Stdio::piped() })
+        .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .process_group(0)
@@ -192,7 +175,7 @@ async fn finish<A: AsRef<OsStr>>(
         .spawn()
         .map_err(|source| ExecError::Start { program: program.to_owned(), source })?;
     let mut group = Group::of(&child);
-    let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
+    let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
     let (mut kept, mut truncated, mut errors) = (Vec::new(), false, Vec::new());
     let whole = async {
         let out = each_piece(stdout, |piece| {
@@ -202,14 +185,7 @@ async fn finish<A: AsRef<OsStr>>(
             kept.extend_from_slice(&piece[..piece.len().min(room)]);
         });
         let err = each_piece(stderr, |piece| keep_tail(&mut errors, piece));
-        let told = async {
-            if let Some(mut pipe) = stdin {
-                // A program that does not read it says by its end whether it needed to.
-                let _ = pipe.write_all(input).await;
-            }
-            Ok(())
-        };
-        tokio::try_join!(out, err, told)?;
+        tokio::try_join!(out, err)?;
         child.wait().await
     };
     let ended = tokio::time::timeout(deadline, whole).await;
@@ -274,13 +250,6 @@ mod tests {
     async fn output_is_captured() {
         let out = run("sh", &["-c", "echo out; echo err >&2"], LONG).await.expect("runs");
         assert_eq!((out.stdout.as_slice(), out.stderr.as_str()), (b"out\n".as_slice(), "err\n"));
-    }
-
-    #[tokio::test]
-    async fn input_is_given_and_ends() {
-        let out = run_with_input("cat", &[] as &[&str], &[b'x'; 200_000], LONG).await.expect("runs");
-        assert_eq!(out.stdout.len(), 200_000);
-        run_with_input("true", &[] as &[&str], &[b'x'; 200_000], LONG).await.expect("what it does not read is no failure");
     }
 
     #[tokio::test]

@@ -1,6 +1,6 @@
 //! Two programs with a pipe between them, and us in it: bytes are counted, nothing is kept.
 
-use super::{CommandLine, ENVIRONMENT, ExecError, Group, each_piece, keep_tail};
+use super::{CommandLine, ENVIRONMENT, ExecError, Group, STDOUT_LIMIT, each_piece, keep_tail};
 use std::{
     ffi::{OsStr, OsString},
     io,
@@ -20,6 +20,8 @@ use tokio::{
 const PIECE: usize = 256 << 10;
 /// How long the last words of a program that has ended are waited for: something it left running may hold its standard error.
 const LAST_WORDS: Duration = Duration::from_millis(200);
+/// As [`LAST_WORDS`], for its answer.
+const ANSWER: Duration = Duration::from_secs(2);
 
 /// A program and its arguments.
 #[derive(Debug, Clone)]
@@ -46,7 +48,7 @@ impl Program {
 pub struct Piped {
     /// Bytes that passed.
     pub bytes: u64,
-    /// What the program that received printed; the end of it, where that is long.
+    /// What the program that received printed; the beginning of it, where it is longer than [`STDOUT_LIMIT`].
     pub printed: Vec<u8>,
 }
 
@@ -96,19 +98,19 @@ pub async fn pipe(from: &Program, to: &Program, stall: Duration, mut moved: impl
     }
 }
 
-/// What a program says, kept while it runs: the end of it, where it is long.
+/// What a program says, kept while it runs.
 struct Words {
     kept: Arc<Mutex<Vec<u8>>>,
     listening: JoinHandle<()>,
 }
 
 impl Words {
-    fn of(pipe: Option<impl AsyncRead + Unpin + Send + 'static>) -> Self {
+    fn of(pipe: Option<impl AsyncRead + Unpin + Send + 'static>, keep: fn(&mut Vec<u8>, &[u8])) -> Self {
         let kept = Arc::new(Mutex::new(Vec::new()));
         let into = Arc::clone(&kept);
         let listening = tokio::spawn(async move {
             // What cannot be read has nothing to say.
-            let _ = each_piece(pipe, |piece| keep_tail(&mut into.lock().unwrap_or_else(PoisonError::into_inner), piece)).await;
+            let _ = each_piece(pipe, |piece| keep(&mut into.lock().unwrap_or_else(PoisonError::into_inner), piece)).await;
         });
         Self { kept, listening }
     }
@@ -116,6 +118,10 @@ impl Words {
     fn kept(&self) -> Vec<u8> {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
+}
+
+fn keep_head(kept: &mut Vec<u8>, piece: &[u8]) {
+    kept.extend_from_slice(&piece[..piece.len().min(STDOUT_LIMIT - kept.len())]);
 }
 
 impl Drop for Words {
@@ -140,8 +146,8 @@ impl Running {
         let spawned = command.stdin(stdin).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
         let mut child = spawned.map_err(|source| ExecError::Start { program: program.path.clone(), source })?;
         let group = Group::of(&child);
-        let said = Words::of(child.stderr.take());
-        let printed = receives.then(|| Words::of(child.stdout.take()));
+        let said = Words::of(child.stderr.take(), keep_tail);
+        let printed = receives.then(|| Words::of(child.stdout.take(), keep_head));
         Ok(Self { child, group, said, printed })
     }
 
@@ -162,7 +168,7 @@ impl Running {
             return Err(ExecError::Failed { command, status, stderr: self.said() });
         }
         let Some(printed) = &mut self.printed else { return Ok(Vec::new()) };
-        let _ = timeout(LAST_WORDS, &mut printed.listening).await;
+        let _ = timeout(ANSWER, &mut printed.listening).await;
         Ok(printed.kept())
     }
 }

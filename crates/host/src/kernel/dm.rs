@@ -228,9 +228,13 @@ impl Dm {
             self.is_as_wanted(name, uuid, &table, &Table::Layer { layer: *layer, size }).await?.ok_or(error)?;
         }
         let path = Self::path(name);
-        match until(CHANGE, || async { super::block::number(&path) }).await? {
+        // A node that somebody left may mean another device.
+        let is_ours = |number: &super::block::Number| {
+            std::fs::read_to_string(format!("/sys/dev/block/{number}/dm/uuid")).is_ok_and(|found| found.trim() == uuid)
+        };
+        match until(CHANGE, || async { super::block::number(&path).map(|number| number.filter(is_ours)) }).await? {
             Some(_) => Ok(()),
-            None => Err(HostError(format!("{} does not come up; is /dev a devtmpfs?", path.display()))),
+            None => Err(HostError(format!("{} does not come up, or is another device; is /dev a devtmpfs?", path.display()))),
         }
     }
 

@@ -1,7 +1,8 @@
 //! ZFS streams between a NAS and a node, by ssh: pushed and pulled by the NAS, where they are counted.
 //!
 //! On the node ssh ends in `img-storage stream`, which [`serve`] is: it takes a request apart ([`img_storage_model::stream`]),
-//! looks whether the zvol is the volume's, and becomes `zfs send`, or starts `zfs receive` on its own input and says what there is then. The NAS does the same checks on its side.
+//! looks whether the zvol is the volume's, and becomes `zfs send`, or starts `zfs receive` on its own input and says what there is then.
+//! The NAS does the same checks on its side.
 //!
 //! Every receive can be continued (`-s`): what has arrived stays, and the token says where it goes on. A token whose snapshot the
 //! sender does not have any more is of no use and is thrown away with its part of the data; that is told ([`Moved::discarded`]).
@@ -60,7 +61,7 @@ pub struct Peer {
 /// A stream that is done.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Moved {
-    /// Bytes that went over the network, this time. 0 when the snapshot was there already.
+    /// Bytes that went over the network, this time.
     pub bytes: u64,
     /// How long it took.
     pub took: Duration,
@@ -125,7 +126,8 @@ impl Streams {
     /// on where an earlier stream of the same snapshot was cut off, with the token that the node has of it. The node's zvol has to take
     /// streams of `epoch`. `progress` is told the bytes so far.
     ///
-    /// The node says what it has in the same answer: a small difference costs one start of ssh.
+    /// The node says what it has in the same answer, so that a small difference costs one start of ssh. It is asked only where that is not
+    /// the snapshot; and what it was said to have of an earlier stream may be old, which it finds, and then that is tried once.
     ///
     /// # Errors
     /// When the node does not have the snapshot afterwards; repeated, it goes on.
@@ -135,41 +137,55 @@ impl Streams {
         (volume, epoch): (VolumeId, Epoch),
         source: (Option<&Snapshot>, &Snapshot, Option<ResumeToken>),
         into: &Dataset,
-        progress: impl FnMut(u64),
+        mut progress: impl FnMut(u64),
     ) -> Result<Moved, HostError> {
         let began = Instant::now();
-        let (from, to, token) = source;
-        let mut discarded = None;
-        let mut source = Source::Snapshot { from: from.cloned(), to: to.clone() };
-        if let Some(token) = token {
-            let wanted = self.local.guid(to).await?;
-            match self.local.continued(to.dataset(), &token, wanted).await? {
-                Continued::Yes => source = Source::Rest { of: to.dataset().clone(), token },
-                Continued::No(why) => {
-                    self.discard(peer, volume, into).await?;
-                    discarded = Some(format!("a part of a stream to {into} on {} was thrown away: {why}", peer.host));
+        let (from, to, mut token) = source;
+        let (mut discarded, mut bytes, mut again) = (None, 0, false);
+        let wanted = self.local.guid(to).await?;
+        let what = || format!("the stream of {to} to {into} on {}", peer.host);
+        loop {
+            let mut source = Source::Snapshot { from: from.cloned(), to: to.clone() };
+            if let Some(token) = &token {
+                match self.local.continued(to.dataset(), token, wanted).await? {
+                    Continued::Yes => source = Source::Rest { of: to.dataset().clone(), token: token.clone() },
+                    Continued::No(why) => {
+                        self.discard(peer, volume, into).await?;
+                        discarded = Some(format!("a part of a stream to {into} on {} was thrown away: {why}", peer.host));
+                    }
+                }
+            }
+            let resumed = matches!(source, Source::Rest { .. });
+            let remote = Command { volume, ask: Ask::Receive { into: into.clone(), epoch } };
+            let before = bytes;
+            let moved = |n| {
+                bytes = before + n;
+                progress(bytes);
+            };
+            let piped = exec::pipe(&self.local.send(&source), &self.remote(peer, &remote), STALL, moved).await;
+            let printed = piped.as_ref().ok().and_then(|piped| answer(peer, &String::from_utf8_lossy(&piped.printed)).ok());
+            let theirs = match printed {
+                Some(theirs) if theirs.has(wanted) => theirs,
+                // It may be there all the same.
+                _ => match (self.holdings(peer, volume, into).await, &piped) {
+                    (Ok(theirs), _) => theirs,
+                    (Err(_), Err(why)) => return Err(fault(what(), why, "")),
+                    (Err(error), Ok(_)) => return Err(error),
+                },
+            };
+            if theirs.has(wanted) {
+                return Ok(Moved { bytes, took: began.elapsed(), resumed, discarded });
+            }
+            match piped {
+                // What was cut off last is not what the node had told of before.
+                Err(_) if theirs.token != token && !again => (token, again) = (theirs.token, true),
+                Err(why) => return Err(fault(what(), why, "")),
+                Ok(_) => {
+                    let next = "look at the zvol on the node";
+                    return Err(fault(what(), format_args!("it is done, but the snapshot {wanted} is not there"), next));
                 }
             }
         }
-        let resumed = matches!(source, Source::Rest { .. });
-        let remote = Command { volume, ask: Ask::Receive { into: into.clone(), epoch } };
-        let (send, receive) = (self.local.send(&source), self.remote(peer, &remote));
-        let what = || format!("the stream of {to} to {into} on {}", peer.host);
-        // The identity is not needed before the end.
-        let (piped, wanted) = tokio::join!(exec::pipe(&send, &receive, STALL, progress), self.local.guid(to));
-        let wanted = wanted?;
-        let (bytes, theirs) = match piped {
-            Ok(piped) => (piped.bytes, answer(peer, &String::from_utf8_lossy(&piped.printed))?),
-            // It may be there all the same, as when what the node said of itself was old.
-            Err(why) => match self.holdings(peer, volume, into).await {
-                Ok(theirs) if theirs.has(wanted) => (0, theirs),
-                _ => return Err(fault(what(), why, "")),
-            },
-        };
-        if theirs.has(wanted) {
-            return Ok(Moved { bytes, took: began.elapsed(), resumed, discarded });
-        }
-        Err(fault(what(), format_args!("it is done, but the snapshot {wanted} is not there"), "look at the zvol on the node"))
     }
 
     /// Brings a snapshot of a zvol on a node to `into` here; otherwise as [`Streams::push`]. The token is this side's.
@@ -182,7 +198,7 @@ impl Streams {
         volume: VolumeId,
         source: (Option<&Snapshot>, &Snapshot, Option<ResumeToken>),
         into: &Dataset,
-        progress: impl FnMut(u64),
+        mut progress: impl FnMut(u64),
     ) -> Result<Moved, HostError> {
         let began = Instant::now();
         let (from, to, token) = source;
@@ -204,14 +220,20 @@ impl Streams {
         let remote = Command { volume, ask: Ask::Send(source) };
         let receive = self.local.receive(volume, into, None).await?;
         let what = || format!("the stream of {to} on {} to {into}", peer.host);
-        let piped = exec::pipe(&self.remote(peer, &remote), &receive, STALL, progress).await;
+        let mut bytes = 0;
+        let moved = |n| {
+            bytes = n;
+            progress(n);
+        };
+        let piped = exec::pipe(&self.remote(peer, &remote), &receive, STALL, moved).await;
         // That it is the node's of this name, and not another, is for whoever accepts it to see: by its identity.
-        let there = self.local.holdings(into).await?.snapshots.iter().any(|held| held.name == to.name());
-        match piped {
-            Ok(piped) if there => Ok(Moved { bytes: piped.bytes, took: began.elapsed(), resumed, discarded }),
-            Err(_) if there => Ok(Moved { bytes: 0, took: began.elapsed(), resumed, discarded }),
-            Ok(_) => Err(fault(what(), "it is done, but the snapshot is not there", "look at the zvol")),
-            Err(why) => Err(fault(what(), why, "")),
+        let ours = self.local.holdings(into).await;
+        let there = ours.as_ref().is_ok_and(|ours| ours.snapshots.iter().any(|held| held.name == to.name()));
+        match (piped, ours) {
+            _ if there => Ok(Moved { bytes, took: began.elapsed(), resumed, discarded }),
+            (Err(why), _) => Err(fault(what(), why, "")),
+            (Ok(_), Err(error)) => Err(error),
+            (Ok(_), Ok(_)) => Err(fault(what(), "it is done, but the snapshot is not there", "look at the zvol")),
         }
     }
 

@@ -28,7 +28,7 @@ impl Dm {
     /// a device is not left suspended.
     ///
     /// # Errors
-    /// When the device does not have the layer afterwards. It runs then with the one it had, unless the error says otherwise.
+    /// When it failed and the device does not have the layer. It runs then with the one it had, unless the error says otherwise.
     pub async fn swap(&self, name: &str, size: u64, layer: &Layer, order: Order) -> Result<Swapped, HostError> {
         let (dm, name, layer) = (self.clone(), name.to_owned(), *layer);
         let swap = async move { dm.swap_to_the_end(&name, size, &layer, order).await };

@@ -145,12 +145,15 @@ async fn transfer(streams: &Streams, plan: &Plan, shown: &Mutex<Shown>) -> Resul
             Way::FromNode => streams.estimate_pull(peer, *volume, &what).await,
         };
         let mut shown = lock(shown);
-        shown.job.total = shown.job.total.max(total.unwrap_or(0));
+        shown.job.total = total.map_or(0, |total| total.max(shown.job.done));
     };
     let progress = |bytes| {
         let mut shown = lock(shown);
         shown.job.done = bytes;
-        shown.job.total = shown.job.total.max(bytes);
+        // How long it is is not known before it was asked.
+        if shown.job.total > 0 {
+            shown.job.total = shown.job.total.max(bytes);
+        }
     };
     let stream = async {
         let what = (from.as_ref(), &to, resume);

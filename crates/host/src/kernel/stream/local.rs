@@ -90,15 +90,6 @@ impl Side {
         })
     }
 
-    /// The snapshots of a zvol, after a stream into it that was complete.
-    ///
-    /// # Errors
-    /// When they cannot be listed.
-    pub(super) async fn snapshots(&self, of: &Dataset) -> Result<Holdings, HostError> {
-        let snapshots = self.zfs.snapshots(of).await?.unwrap_or_default();
-        Ok(Holdings { there: true, snapshots: snapshots.into_iter().map(held).collect(), ..Holdings::default() })
-    }
-
     /// The identity of a snapshot here.
     ///
     /// # Errors

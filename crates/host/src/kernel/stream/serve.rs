@@ -13,7 +13,8 @@ pub struct Served(
 );
 
 /// Carries out one request. What is sent is the end of this process: it becomes `zfs send`. What is received has `zfs receive` on this
-/// process's own standard input. So nothing is between ssh and ZFS.
+/// process's own standard input. So nothing is between ssh and ZFS. Where this process is killed, what is on its way into `zfs receive` may
+/// still arrive.
 ///
 /// # Errors
 /// When the line is no request, or may not be carried out here, or a program cannot be started.
@@ -47,7 +48,7 @@ pub async fn serve(side: &Side, line: &str) -> Result<Served, HostError> {
             if !ended.success() {
                 return Err(HostError(format!("`zfs receive` into {into} failed with {ended}")));
             }
-            told(&side.snapshots(&into).await?)
+            told(&side.holdings(&into).await?)
         }
     }
 }

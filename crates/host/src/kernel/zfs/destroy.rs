@@ -68,9 +68,12 @@ impl Zfs {
             self.destroy_found(snapshot, our_tag).await?;
         }
         // Not -r: that takes the snapshots of what turns out to be busy.
-        let Err(error) = self.run(&["destroy", name.as_str()], DESTROY).await else { return Ok(()) };
+        let done = self.run(&["destroy", name.as_str()], DESTROY).await;
+        // Looked for whatever it said: that a volume is gone goes into the ledger, and nobody looks again.
         match self.volume(name).await? {
-            Some(left) if left.guid == zvol.guid => Err(error),
+            Some(left) if left.guid == zvol.guid => {
+                Err(done.err().unwrap_or_else(|| HostError(format!("{name} is still there although it was destroyed"))))
+            }
             _ => Ok(()),
         }
     }

@@ -241,7 +241,18 @@ impl Zfs {
     }
 
     fn properties(&self) -> String {
-        look::NATIVE.into_iter().chain(self.marks.iter().map(String::as_str)).collect::<Vec<_>>().join(",")
+        let native = [
+            "volsize",
+            "volblocksize",
+            "used",
+            "referenced",
+            "written",
+            "guid",
+            "createtxg",
+            "refreservation",
+            "receive_resume_token",
+        ];
+        native.into_iter().chain(self.marks.iter().map(String::as_str)).collect::<Vec<_>>().join(",")
     }
 
     /// Tells a dataset that is not there from one that could not be looked at: when the look failed, what it would lie in is listed.
@@ -253,14 +264,20 @@ impl Zfs {
         if self.exists(name).await? { Err(error) } else { Ok(None) }
     }
 
+    /// The names of a dataset and of what lies right in it.
+    async fn children(&self, of: &Dataset) -> Result<Vec<String>, HostError> {
+        let args = ["list", "-H", "-o", "name", "-d", "1", "-t", "filesystem,volume", of.as_str()];
+        Ok(self.run(&args, LOOK).await?.lines().map(str::to_owned).collect())
+    }
+
     /// Whether there is a dataset of this name, whatever it is.
     async fn exists(&self, name: &Dataset) -> Result<bool, HostError> {
         let Some(mut place) = name.parent() else {
             return Ok(self.pools().await?.iter().any(|pool| pool.name == name.as_str()));
         };
         loop {
-            match self.run(&["list", "-H", "-o", "name", "-d", "1", "-t", "filesystem,volume", place.as_str()], LOOK).await {
-                Ok(lines) => return Ok(lines.lines().any(|line| line == name.as_str())),
+            match self.children(&place).await {
+                Ok(all) => return Ok(all.iter().any(|line| line == name.as_str())),
                 Err(error) => match place.parent() {
                     // What it would lie in may not be there either.
                     Some(parent) if !Box::pin(self.exists(&place)).await? => place = parent,

@@ -1,9 +1,6 @@
 //! What `zfs` and `zpool` print with `-Hp`: tabs between fields, numbers whole, `-` for what there is not.
 
-use super::{
-    Allowed, Look, OURS, Pool, Room, SnapshotFacts, Zvol,
-    look::{Seen, Value},
-};
+use super::{Allowed, Look, OURS, Pool, Room, SnapshotFacts, Zvol};
 use img_storage_model::{Dataset, Guid, Snapshot};
 use std::collections::BTreeMap;
 
@@ -42,8 +39,8 @@ pub(super) fn room(text: &str) -> Result<Room, String> {
     Ok(Room { used: number(used)?, available: number(available)? })
 }
 
-/// Lines of `zfs get -o name,property,value,source`. Zvols whose names are none of ours are left out; they cannot be ours.
-pub(super) fn volumes(text: &str) -> Result<Vec<Zvol>, String> {
+/// The properties of each dataset, in the order of the lines.
+fn by_name(text: &str) -> Result<Vec<(&str, Properties<'_>)>, String> {
     let mut found: Vec<(&str, Properties)> = Vec::new();
     for line in text.lines() {
         let [name, property, value, source] = fields(line)?;
@@ -54,6 +51,12 @@ pub(super) fn volumes(text: &str) -> Result<Vec<Zvol>, String> {
             properties.insert(property, (value, source));
         }
     }
+    Ok(found)
+}
+
+/// Lines of `zfs get -o name,property,value,source`. Zvols whose names are none of ours are left out; they cannot be ours.
+pub(super) fn volumes(text: &str) -> Result<Vec<Zvol>, String> {
+    let found = by_name(text)?;
     let ours = found.into_iter().filter_map(|(name, properties)| Some((Dataset::new(name).ok()?, properties)));
     ours.map(|(name, properties)| volume(name, &properties)).collect()
 }
@@ -73,7 +76,7 @@ fn volume(name: Dataset, properties: &Properties) -> Result<Zvol, String> {
         size,
         used: must("used")?,
         referenced: must("referenced")?,
-        written: may("written")?.unwrap_or_default(),
+        written: must("written")?,
         guid: Guid(must("guid")?),
         created_txg: must("createtxg")?,
         reserved: value("refreservation").filter(|none| *none != "none").map(number).transpose()?.unwrap_or_default(),
@@ -102,53 +105,33 @@ pub(super) fn snapshots(text: &str) -> Result<Vec<SnapshotFacts>, String> {
     Ok(found)
 }
 
-/// What the channel program of [`super::look`] tells of one zvol.
-pub(super) fn look(name: &Dataset, seen: &Seen) -> Result<Look, String> {
-    if seen.kind != "volume" {
-        return Err(format!("it is no zvol but a {}; img-storage leaves it alone: choose another name", seen.kind));
+/// Lines of `zfs get -d 1 -t volume,snapshot -o name,property,value,source`: zvols, and their snapshots. What has no name of ours is left out.
+pub(super) fn looks(text: &str) -> Result<BTreeMap<Dataset, Look>, String> {
+    let mut found = BTreeMap::new();
+    let mut taken: BTreeMap<Dataset, Vec<SnapshotFacts>> = BTreeMap::new();
+    for (name, properties) in by_name(text)? {
+        if let Ok(name) = Dataset::new(name) {
+            found.insert(name.clone(), Look { zvol: volume(name, &properties)?, snapshots: Vec::new() });
+        } else if let Ok(name) = Snapshot::new(name) {
+            let must = |property: &str| match properties.get(property) {
+                Some((value, _)) => number(value),
+                None => Err(format!("{name} has no {property}")),
+            };
+            taken.entry(name.dataset().clone()).or_default().push(SnapshotFacts {
+                guid: Guid(must("guid")?),
+                created_txg: must("createtxg")?,
+                holds: must("userrefs")?,
+                written: must("written")?,
+                referenced: must("referenced")?,
+                name: name.clone(),
+            });
+        }
     }
-    // An identity may have the highest bit.
-    let may = |of: &BTreeMap<String, Value>, property: &str| match of.get(property) {
-        Some(Value::Number(number)) => Ok(Some(number.cast_unsigned())),
-        Some(Value::Text(text)) => Err(format!("its {property} is {text:?}, which is no number")),
-        None => Ok(None),
-    };
-    let must = |of: &BTreeMap<String, Value>, property: &str| {
-        may(of, property)?.ok_or_else(|| format!("something of it has no {property}"))
-    };
-    let text = |(key, value): (&String, &Value)| match value {
-        Value::Text(text) => Some((key.clone(), text.clone())),
-        Value::Number(_) => None,
-    };
-    let own = &seen.properties;
-    let size = may(own, "volsize")?.filter(|size| *size > 0);
-    let zvol = Zvol {
-        name: name.clone(),
-        block_size: may(own, "volblocksize")?.filter(|_| size.is_some()),
-        size,
-        used: must(own, "used")?,
-        referenced: must(own, "referenced")?,
-        written: may(own, "written")?.unwrap_or_default(),
-        guid: Guid(must(own, "guid")?),
-        created_txg: must(own, "createtxg")?,
-        reserved: may(own, "refreservation")?.unwrap_or_default(),
-        resume_token: own.iter().filter_map(text).find_map(|(key, value)| (key == "receive_resume_token").then_some(value)),
-        marks: own.iter().filter(|(key, _)| key.starts_with(OURS)).filter_map(text).collect(),
-    };
-    let mut snapshots = Vec::new();
-    for (name, of) in &seen.snapshots {
-        let Ok(name) = Snapshot::new(name.as_str()) else { continue };
-        snapshots.push(SnapshotFacts {
-            name,
-            guid: Guid(must(of, "guid")?),
-            created_txg: must(of, "createtxg")?,
-            holds: must(of, "userrefs")?,
-            written: must(of, "written")?,
-            referenced: must(of, "referenced")?,
-        });
+    for (of, mut snapshots) in taken {
+        snapshots.sort_by_key(|snapshot| snapshot.created_txg);
+        found.get_mut(&of).ok_or_else(|| format!("there are snapshots of {of} without it"))?.snapshots = snapshots;
     }
-    snapshots.sort_by_key(|snapshot| snapshot.created_txg);
-    Ok(Look { zvol, snapshots })
+    Ok(found)
 }
 
 /// Lines of `zfs holds -H`: snapshot, tag, when.
@@ -197,6 +180,27 @@ mod tests {
         assert_eq!((partial.size, partial.block_size), (None, None));
         assert!(partial.resume_token.as_ref().is_some_and(|token| token.starts_with("1-10c3f95b31-")));
         assert_eq!(partial.volume(), whole.volume(), "the mark is there before the data");
+    }
+
+    #[test]
+    fn zvols_come_with_their_snapshots() {
+        let found = looks(transcript!("zfs-get-looks.tsv")).unwrap();
+        let [whole, partial] = &found.values().collect::<Vec<_>>()[..] else { panic!("{found:?}") };
+        assert_eq!(whole.zvol.name.as_str(), "loc/img/c1");
+        assert!(whole.zvol.is_reserved() && whole.zvol.written > 1 << 20, "{:?}", whole.zvol);
+        let names: Vec<&str> = whole.snapshots.iter().map(|found| found.name.name()).collect();
+        assert_eq!(names, ["IMG-STORAGE-00000000-0000-0000-0000-000000000001", "daily"]);
+        assert_eq!(whole.snapshots.iter().map(|found| found.holds).collect::<Vec<_>>(), [1, 0]);
+        assert!(whole.snapshots[0].written > 16 << 20 && whole.snapshots[1].written == 0);
+        assert!(partial.zvol.size.is_none() && !partial.zvol.is_reserved() && partial.snapshots.is_empty());
+        assert_eq!(partial.zvol.marks.get("img-storage:receives").map(String::as_str), Some("3"));
+        // That nothing was written is never concluded from not knowing.
+        for lost in ["c1\twritten", "c1@daily\tguid", "c1@daily\twritten"] {
+            let text: String =
+                transcript!("zfs-get-looks.tsv").lines().filter(|line| !line.contains(lost)).map(|l| format!("{l}\n")).collect();
+            assert!(looks(&text).is_err(), "{lost}");
+        }
+        assert!(looks(&transcript!("zfs-get-looks.tsv").replace("c1\twritten\t", "c1\twritten\t-")).is_err());
     }
 
     #[test]

@@ -21,8 +21,8 @@ impl Zfs {
             )));
         }
         // `auto` counts the metadata in.
-        let done = self.run(&["set", "refreservation=auto", name.as_str()], CHANGE).await;
-        if done.is_ok() || self.place(name).await?.is_reserved() { Ok(()) } else { done.map(drop) }
+        let Err(error) = self.run(&["set", "refreservation=auto", name.as_str()], CHANGE).await else { return Ok(()) };
+        if self.place(name).await?.is_reserved() { Ok(()) } else { Err(error) }
     }
 
     /// Lets others have the room that a zvol does not use.
