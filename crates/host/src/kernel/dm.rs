@@ -10,8 +10,10 @@
 
 mod cut;
 mod parse;
+mod spot;
 mod swap;
 
+pub use spot::Spot;
 pub use swap::{Order, Swapped};
 
 use super::{block::Number, program, until};
@@ -159,12 +161,15 @@ impl Dm {
     /// When it cannot be told, and when a device that is not ours has the name.
     pub async fn find(&self, name: &str) -> Result<Option<State>, HostError> {
         match self.all().await?.into_iter().find(|state| state.name == name) {
-            Some(state) if !state.uuid.starts_with(&self.prefix) => Err(HostError(format!(
-                "the device-mapper device {name} is not ours (its UUID is {:?}); it is left alone: rename it, or choose another name",
-                state.uuid
-            ))),
+            Some(state) if !state.uuid.starts_with(&self.prefix) => Err(self.not_ours(name, &state.uuid)),
             found => Ok(found),
         }
+    }
+
+    fn not_ours(&self, name: &str, uuid: &str) -> HostError {
+        HostError(format!(
+            "the device-mapper device {name} is not ours (its UUID is {uuid:?}); it is left alone: rename it, or choose another name"
+        ))
     }
 
     /// The table in use of a device of ours; nothing when there is no such device.

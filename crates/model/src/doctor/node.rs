@@ -294,16 +294,16 @@ impl Volume<'_> {
     fn device(&self, notes: &mut Notes<'_>, device: &kernel::Device) {
         let (row, about, thing) = (self.row, self.about(), self.thing());
         let ask = device_of(&self.label);
-        let raw = self.raw().map_or("", |d| d.table.as_str());
+        let (raw, open) = self.raw().map_or(("", 0), |d| (d.table.as_str(), d.open));
         let table = |words: &str| if raw.is_empty() { words.to_owned() } else { format!("{words}; dmsetup table: {raw}") };
         if row.has_ended() && device.epoch <= row.assign.epoch {
             let next = "the daemon removes it when it runs and nobody has it open: end who is named, then it goes by itself";
             notes.differs(about, thing, table("it is there"), "none: the mapping is over", next).ask(ask);
             return;
         }
-        if row.assign.want == Want::Gone && device.open > 0 {
+        if row.assign.want == Want::Gone && open > 0 {
             let next = "end who is named, and the unmap goes on by itself; img-storage unmap --force cuts them off";
-            let is = format!("the volume is being unmapped, and {} have it open", device.open);
+            let is = format!("the volume is being unmapped, and {open} have it open");
             notes.differs(about, thing, is, "closed", next).ask(ask);
             return;
         }
@@ -352,7 +352,7 @@ impl Volume<'_> {
             let is = format!("its overlay is {}% full", percent(used, total));
             notes.differs(about, thing.clone(), is, "less than 80%", next);
         }
-        if device.open > 0 {
+        if open > 0 {
             notes.note(about, thing, table("in use")).ask(ask);
         }
     }

@@ -47,7 +47,7 @@ fn record(lies: Lies, want: Want) -> NodeRecord {
 }
 
 fn device(table: Table) -> kernel::Device {
-    kernel::Device { epoch: E, table: Ok(table), size: SIZE, suspended: false, open: 0, merge: None, broken: None }
+    kernel::Device { epoch: E, table: Ok(table), size: SIZE, suspended: false, merge: None, broken: None }
 }
 
 fn session() -> Session {
@@ -116,6 +116,12 @@ fn on_device(lies: Lies, change: impl FnOnce(&mut kernel::Device)) -> Diagnosis 
     })
 }
 
+/// Somebody has the device open.
+fn open(site: &mut Site) {
+    let Fact::Known(devices) = &mut site.devices else { panic!() };
+    devices[0].open = 1;
+}
+
 const EVERY: [Lies; 6] = [Lies::Remote, Lies::OverRemote, Lies::MergingLocal, Lies::Local, Lies::OverLocal, Lies::MergingRemote];
 
 #[test]
@@ -123,7 +129,9 @@ fn what_is_in_order_is_not_spoken_of() {
     for lies in EVERY {
         assert_eq!(examine(&site(lies, Want::Local)), Diagnosis::default(), "{lies:?}");
     }
-    let used = on_device(Lies::Local, |d| d.open = 1);
+    let mut used = site(Lies::Local, Want::Local);
+    open(&mut used);
+    let used = examine(&used);
     assert_eq!((used.differing(), used.findings[0].ask.clone()), (0, Some(Ask::Device(format!("/dev/mapper/{LABEL}")))));
     assert!(used.findings[0].is.contains("0 1 linear 8:0 0"), "the table, as dmsetup has it");
 }
@@ -151,8 +159,7 @@ fn devices() {
         assert_eq!(examine(&filling).differing(), differs);
     }
     let mut busy = site(Lies::Remote, Want::Gone);
-    let Fact::Known(Some(device)) = &mut busy.volumes.get_mut(&volume()).unwrap().device else { panic!() };
-    device.open = 1;
+    open(&mut busy);
     assert_eq!(only(&examine(&busy)).ask, Some(Ask::Device(format!("/dev/mapper/{LABEL}"))));
     let mut unknown = site(Lies::Local, Want::Local);
     let Fact::Known(devices) = &mut unknown.devices else { panic!() };

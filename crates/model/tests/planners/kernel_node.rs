@@ -51,7 +51,7 @@ pub fn session(up: bool) -> Session {
 
 pub fn device(table: Table) -> Device {
     let merge = matches!(table, Table::Merge(_)).then_some(Merge { left: 7, total: 9 });
-    Device { epoch: E, table: Ok(table), size: size().bytes(), suspended: false, open: 1, merge, broken: None }
+    Device { epoch: E, table: Ok(table), size: size().bytes(), suspended: false, merge, broken: None }
 }
 
 pub fn copy(snapshots: &[u8]) -> LocalZvol {
@@ -306,7 +306,6 @@ prop_compose! {
             table: table.ok_or_else(|| "crypt".to_owned()),
             size: if short { 1 << 20 } else { size().bytes() },
             suspended,
-            open: 0,
             merge: left.filter(|_| matches!(table, Some(Table::Merge(_)))).map(|left| Merge { left, total: 3 }),
             broken: broken.then(|| "Invalid".to_owned()),
         }

@@ -38,7 +38,7 @@ pub async fn both_planes_and_minutes_without_network(lab: &Lab) -> anyhow::Resul
 
     node.link(false).await?;
     writer.works().await?;
-    tokio::time::sleep(MINUTES / 2).await;
+    tokio::time::sleep(MINUTES / 4).await;
     writer.works().await?;
     node.link(true).await?;
     cluster.ask(&format!("sync {VOLUME}")).await?;

@@ -24,22 +24,21 @@ const CHUNK: u32 = 32;
 impl Steps<'_> {
     pub(super) async fn look_at_device(&self, disk: Option<Number>) -> Result<Option<Device>, HostError> {
         let (dm, name) = (&self.host.dm, self.volume.label.as_str());
-        let Some(state) = dm.find(name).await? else { return Ok(None) };
+        let Some(state) = dm.spot(name).await? else { return Ok(None) };
         let ours = marks::device(self.volume.id, Epoch(0));
         let (part, _) = ours.rsplit_once('e').unwrap_or_default();
         let epoch = marks::epoch(&state.uuid).filter(|_| state.uuid.starts_with(part));
         let epoch = epoch.ok_or_else(|| {
             HostError(format!("the device-mapper device {name} is of another volume ({}); it is left alone", state.uuid))
         })?;
-        let (table, overlay) = tokio::join!(dm.live_table(name), dm.overlay(name));
-        let (table, size) = match table? {
+        let (table, size) = match dm.live_table(name).await? {
             dm::Table::Layer { layer, size } => (self.table(layer, disk).await, size),
             dm::Table::None => (Err("it has no table".to_owned()), 0),
             dm::Table::Other(lines) => (Err(lines), 0),
         };
-        let mut device = Device { epoch, table, size, suspended: state.suspended, open: state.open, merge: None, broken: None };
+        let mut device = Device { epoch, table, size, suspended: state.suspended, merge: None, broken: None };
         if matches!(device.table, Ok(Table::Overlay(_) | Table::Merge(_))) {
-            match overlay? {
+            match dm.overlay(name).await? {
                 Some(dm::Overlay::Used { allocated, bookkeeping, .. }) if matches!(device.table, Ok(Table::Merge(_))) => {
                     let left = allocated.saturating_sub(bookkeeping) * block::SECTOR;
                     device.merge = Some(Merge { left, total: left });

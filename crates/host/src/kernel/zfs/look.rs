@@ -27,8 +27,15 @@ impl Zfs {
         let mut args = vec!["get", "-Hp", "-d", "1", "-t", "volume,snapshot", "-o", FIELDS, &properties];
         args.extend(names.iter().map(|name| name.as_str()));
         // It tells of what is there, also where it fails because something is not.
-        let asked = exec::run_to_status(&self.zfs, &args, LOOK).await.map_err(|error| HostError(error.to_string()))?;
-        let (status, output) = asked;
+        let (asked, listed) = tokio::join!(exec::run_to_status(&self.zfs, &args, LOOK), async {
+            // Of several some are not there most of the time.
+            let place = if N > 1 { names.first().and_then(|name| name.parent()) } else { None };
+            match place {
+                Some(place) => self.children(&place).await.ok().map(|all| (place, all)),
+                None => None,
+            }
+        });
+        let (status, output) = asked.map_err(|error| HostError(error.to_string()))?;
         let what = || names.map(Dataset::as_str).join(" and ");
         let said = output.stderr.trim().to_owned();
         let lines = super::output(Ok(output))?;
@@ -36,7 +43,7 @@ impl Zfs {
         let found = names.map(|name| seen.remove(name));
         let missing: Vec<&Dataset> =
             names.into_iter().zip(&found).filter(|(_, found)| found.is_none()).map(|(name, _)| name).collect();
-        if let Some(there) = if status.success() { missing.first().copied() } else { self.any(&missing).await? } {
+        if let Some(there) = if status.success() { missing.first().copied() } else { self.any(&missing, listed).await? } {
             let why = if said.is_empty() { "it is no zvol but something else; img-storage leaves it alone" } else { &said };
             return Err(unreadable(there, why));
         }
@@ -44,18 +51,14 @@ impl Zfs {
     }
 
     /// The first of these that there is, whatever it is: what they would lie in is listed.
-    async fn any<'d>(&self, names: &[&'d Dataset]) -> Result<Option<&'d Dataset>, HostError> {
-        let mut listed: Option<(Dataset, Vec<String>)> = None;
+    async fn any<'d>(
+        &self,
+        names: &[&'d Dataset],
+        listed: Option<(Dataset, Vec<String>)>,
+    ) -> Result<Option<&'d Dataset>, HostError> {
         for name in names {
-            let place = name.parent();
-            if listed.as_ref().map(|(of, _)| of) != place.as_ref()
-                && let Some(place) = &place
-            {
-                listed = self.children(place).await.ok().map(|all| (place.clone(), all));
-            }
             let there = match &listed {
-                Some((of, all)) if Some(of) == place.as_ref() => all.iter().any(|line| line == name.as_str()),
-                // It may be that what it would lie in is not there either.
+                Some((of, all)) if name.parent().as_ref() == Some(of) => all.iter().any(|line| line == name.as_str()),
                 _ => self.exists(name).await?,
             };
             if there {

@@ -142,7 +142,6 @@ impl Device {
             table: Ok(self.table),
             size: self.size,
             suspended: self.suspended,
-            open: u32::from(self.guest),
             merge: merging.then(|| Merge { left: bytes(left), total: bytes(self.total.max(left)) }),
             broken: self.full.then(|| "Invalid".to_owned()),
         }))

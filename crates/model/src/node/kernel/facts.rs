@@ -61,8 +61,6 @@ pub struct Device {
     pub size: u64,
     /// It was left suspended: whoever uses it waits.
     pub suspended: bool,
-    /// So many have it open.
-    pub open: u32,
     /// Of a merge: how much is left of how much, by the overlay's own account.
     pub merge: Option<Merge>,
     /// Why the overlay can take no more, when that is so.
