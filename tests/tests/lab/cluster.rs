@@ -3,11 +3,13 @@
 mod doctor;
 mod hands;
 mod life;
+mod phases;
 mod planes;
 mod power;
 
 pub use doctor::the_doctor_names_the_culprit;
 pub use hands::hands_meddle;
-pub use life::{a_volume_lives, daemons_are_killed};
+pub use life::a_volume_lives;
+pub use phases::every_phase_has_its_accident;
 pub use planes::both_planes_and_minutes_without_network;
 pub use power::machines_lose_power;

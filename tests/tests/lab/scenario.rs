@@ -1,7 +1,7 @@
 //! What all scenarios have: a name, a limit, a clean start, and what is shown when one goes wrong.
 
 use anyhow::Context as _;
-use img_storage_tests::lab::Lab;
+use img_storage_tests::lab::{Guest, Lab};
 use std::{
     future::Future,
     pin::Pin,
@@ -43,11 +43,25 @@ impl Scenario {
             Err(error) => {
                 println!("test {} ... FAILED ({took:.1} s)\n{error:#}", self.name);
                 for guest in lab.guests() {
+                    keep_logs(guest, self.name).await;
                     println!("--- the end of {}, as in {}\n{}", guest.name(), guest.console().display(), guest.console_end());
                 }
                 false
             }
         }
+    }
+}
+
+/// Puts what the daemons of a guest said beside its console.
+async fn keep_logs(guest: &Guest, scenario: &str) {
+    let said = match guest.run("tail -n +1 /run/lab/*.all /run/lab/*.log").await {
+        Ok(said) => said.stdout,
+        Err(why) => format!("{why:#}"),
+    };
+    let path = guest.console().with_file_name(format!("{scenario}.{}.log", guest.name()));
+    match std::fs::write(&path, said) {
+        Ok(()) => println!("--- what ran on {} said: {}", guest.name(), path.display()),
+        Err(why) => println!("--- {} cannot be written: {why}", path.display()),
     }
 }
 

@@ -34,10 +34,14 @@ pub async fn measure(program: &Path, quick: bool) -> anyhow::Result<Vec<Part>> {
     lab.guest("nas")?.put(&verbs, "/usr/local/bin/verbs").await?;
     let parts = async {
         let exports = exports(&lab, if quick { 20 } else { 250 }).await?;
+        // What takes so long is told at once: who stops the rest has it.
+        println!("\n{}", exports.text);
         clean(&lab).await?;
         let life = life(&lab, if quick { 2 } else { 5 }).await?;
+        println!("\n{}", life.text);
         clean(&lab).await?;
-        Ok(vec![exports, life, overlay::measure(&lab).await?])
+        let overlay = overlay::measure(&lab).await?;
+        Ok(vec![exports, life, overlay])
     };
     let parts: anyhow::Result<Vec<Part>> = parts.await;
     lab.down()?;

@@ -114,7 +114,10 @@ async fn by_hand(nas: &Guest, node: &Guest) -> anyhow::Result<()> {
     ))
     .await?;
     tokio::try_join!(
-        node.check_within("set -o pipefail; busybox nc -l -p 9999 | zfs receive -u -o volmode=dev vmpool/hand", LIMIT),
+        node.check_within(
+            "set -o pipefail; busybox nc -l -p 9999 < <(exec sleep 600 2> /dev/null) | zfs receive -u -o volmode=dev vmpool/hand",
+            LIMIT
+        ),
         async {
             nas.check("zfs snapshot tank/vol1@hand").await?;
             nas.check_within("set -o pipefail; sleep 0.5; zfs send -L -c -e tank/vol1@hand | busybox nc 10.77.0.4 9999", LIMIT)

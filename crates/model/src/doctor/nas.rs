@@ -94,7 +94,8 @@ pub fn examine(site: &Site) -> Diagnosis {
     }
     let exports = notes.see("the exports (LIO)", &site.exports).cloned();
     if let Some(None) = exports {
-        let next = "modprobe target_core_mod iscsi_target_mod, and mount configfs at /sys/kernel/config; then start the daemon";
+        let next =
+            "modprobe -a target_core_mod iscsi_target_mod, and mount configfs at /sys/kernel/config; then start the daemon";
         notes.differs(About::Host, "the kernel's iSCSI target", "it is not loaded", "it is there for the exports", next);
     }
     let exports = exports.map(Option::unwrap_or_default);

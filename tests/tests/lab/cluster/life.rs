@@ -5,7 +5,7 @@ use img_storage_tests::lab::{
     Lab,
     cluster::{Cluster, DEVICE, VOLUME, Writer, ZVOL, holds},
 };
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 /// Remote, copied, local, written back, unmapped; on the other node; brought back; and again on the first, which has a warm copy.
 pub async fn a_volume_lives(lab: &Lab) -> anyhow::Result<()> {
@@ -61,37 +61,4 @@ pub async fn a_volume_lives(lab: &Lab) -> anyhow::Result<()> {
 
 async fn sessions(cluster: &Cluster<'_>, node: &str) -> anyhow::Result<usize> {
     Ok(cluster.guest(node)?.check("ls /sys/class/iscsi_session 2> /dev/null | wc -l").await?.trim().parse()?)
-}
-
-/// Both daemons are killed again and again while the volume goes to the node and comes back: no write is lost, no error is seen.
-pub async fn daemons_are_killed(lab: &Lab) -> anyhow::Result<()> {
-    let cluster = Cluster::start(lab).await?;
-    cluster.ask(&format!("create {VOLUME} --size 64M")).await?;
-    cluster.ask(&format!("map {VOLUME} node1")).await?;
-    let writer = Writer::on(&cluster, "node1").await?;
-    cluster.ask(&format!("map {VOLUME} node1 --sync")).await?;
-    for (pause, host) in [(1, "node1"), (2, "nas"), (4, "node1"), (5, "nas"), (3, "node1")] {
-        tokio::time::sleep(Duration::from_secs(pause)).await;
-        cluster.kill(host).await?;
-        again(&cluster, host).await?;
-    }
-    cluster.until("local").await?;
-    writer.works().await?;
-    for host in ["nas", "node1"] {
-        cluster.kill(host).await?;
-        again(&cluster, host).await?;
-    }
-    cluster.until("local").await?;
-    writer.off().await?;
-    let known = writer.known().await?;
-    cluster.ask(&format!("unmap {VOLUME}")).await?;
-    holds(&cluster, "nas", ZVOL, &known).await?;
-    writer.forget().await?;
-    cluster.end().await
-}
-
-/// Starts a daemon that was killed; the front end beside the NAS goes on.
-async fn again(cluster: &Cluster<'_>, host: &str) -> anyhow::Result<()> {
-    let (name, role) = if host == "nas" { ("nas", "nas") } else { (host, "vm") };
-    cluster.start_one(name, host, role).await
 }

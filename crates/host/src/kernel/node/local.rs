@@ -15,7 +15,7 @@ use img_storage_model::{
 };
 
 impl Steps<'_> {
-    /// The local zvol and the overlay, as they are at one moment.
+    /// The local zvol and the overlay.
     pub(super) async fn look_at_zvols(&self) -> (Result<Option<LocalZvol>, HostError>, Result<Option<Overlay>, HostError>) {
         match marks::look(&self.host.zfs, [&self.local, &self.overlay]).await {
             Ok([local, overlay]) => (self.local(local).await, self.overlay(overlay)),
