@@ -1,6 +1,7 @@
 //! Scenarios with a whole cluster: a front end and a NAS with a ZFS pool on `nas`, a node each on `node1` and `node2`.
 
 mod doctor;
+mod fence;
 mod hands;
 mod life;
 mod phases;
@@ -8,6 +9,7 @@ mod planes;
 mod power;
 
 pub use doctor::the_doctor_names_the_culprit;
+pub use fence::an_old_session_is_locked_out;
 pub use hands::hands_meddle;
 pub use life::a_volume_lives;
 pub use phases::every_phase_has_its_accident;

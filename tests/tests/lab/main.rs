@@ -32,6 +32,7 @@ const SCENARIOS: &[Scenario] = &[
     scenario::of("the_broker_serves_the_guests", 240, |lab| Box::pin(bus::the_broker_serves_the_guests(lab))),
     scenario::of("a_volume_lives", 900, |lab| Box::pin(cluster::a_volume_lives(lab))),
     scenario::of("every_phase_has_its_accident", 900, |lab| Box::pin(cluster::every_phase_has_its_accident(lab))),
+    scenario::of("an_old_session_is_locked_out", 600, |lab| Box::pin(cluster::an_old_session_is_locked_out(lab))),
     scenario::of("hands_meddle", 900, |lab| Box::pin(cluster::hands_meddle(lab))),
     scenario::of("machines_lose_power", 900, |lab| Box::pin(cluster::machines_lose_power(lab))),
     scenario::of("both_planes_and_minutes_without_network", 900, |lab| {

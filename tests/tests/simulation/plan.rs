@@ -83,6 +83,7 @@ fn fault_name(fault: Fault) -> String {
     match fault {
         Fault::ErrorBefore => "error-before".to_owned(),
         Fault::ErrorAfter => "error-after".to_owned(),
+        Fault::Lie => "lie".to_owned(),
         Fault::ErrorMid(parts) => format!("error-mid-{parts}"),
         Fault::Hang => "hang".to_owned(),
         Fault::HangAfter => "hang-after".to_owned(),
@@ -105,6 +106,7 @@ fn fault(name: &str) -> Option<Fault> {
     let plain = [
         Fault::ErrorBefore,
         Fault::ErrorAfter,
+        Fault::Lie,
         Fault::Hang,
         Fault::HangAfter,
         Fault::CrashBefore,

@@ -3,7 +3,7 @@
 //! | thing | mark |
 //! |---|---|
 //! | zvol | user property `img-storage:volume`; of an overlay also `img-storage:epoch` |
-//! | snapshot | its name, `IMG-STORAGE-<uuid>`, and our hold on it |
+//! | snapshot | its name, `IMG-STORAGE-<uuid>`, and our hold on it; user property `img-storage:taken` where it was taken |
 //! | target | its name, [`img_storage_model::nas::kernel::iqn`] |
 //! | backstore | its name, `img-storage-<volume>-e<epoch>` |
 //! | disk | its serial number, `<volume>e<epoch>` |
@@ -109,11 +109,22 @@ pub fn of(found: Option<Look>, volume: VolumeId) -> Result<Option<Look>, HostErr
     }
 }
 
+/// A snapshot of ours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Point {
+    /// Which.
+    pub snapshot: Snapshot,
+    /// Somebody holds it.
+    pub held: bool,
+    /// It was taken on this host, and did not come in a stream.
+    pub taken: bool,
+}
+
 /// What is there of snapshots: ours, oldest first, and whether somebody else's is newer than all of them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Points {
-    /// Ours, each with whether anybody holds it.
-    pub ours: Vec<(Snapshot, bool)>,
+    /// Ours.
+    pub ours: Vec<Point>,
     /// The newest of somebody else that is newer than ours.
     pub foreign: Option<String>,
 }
@@ -124,7 +135,8 @@ pub fn points(all: &[SnapshotFacts]) -> Points {
     for found in all {
         match found.name.name().parse::<SnapshotId>() {
             Ok(id) => {
-                points.ours.push((Snapshot { id, guid: found.guid.0 }, found.holds > 0));
+                let snapshot = Snapshot { id, guid: found.guid.0 };
+                points.ours.push(Point { snapshot, held: found.holds > 0, taken: found.taken });
                 points.foreign = None;
             }
             Err(_) => points.foreign = Some(found.name.name().to_owned()),
@@ -139,7 +151,7 @@ pub fn points(all: &[SnapshotFacts]) -> Points {
 /// When it cannot be told.
 pub async fn written(zfs: &Zfs, zvol: &Zvol, points: &Points) -> Result<u64, HostError> {
     match (&points.foreign, points.ours.last()) {
-        (Some(_), Some((newest, _))) => zfs.written_since(&at(&zvol.name, newest.id)?).await,
+        (Some(_), Some(newest)) => zfs.written_since(&at(&zvol.name, newest.snapshot.id)?).await,
         // Without one of ours everything counts.
         (Some(_), None) => Ok(zvol.referenced),
         (None, _) => Ok(zvol.written),
@@ -211,11 +223,13 @@ mod tests {
             holds,
             written: 0,
             referenced: 0,
+            taken: true,
         };
         let id = SnapshotId(Uuid::from_u128(5));
         let ours = id.to_string();
         let all = [found("hourly-1", 1, 0), found(&ours, 2, 1), found("hourly-2", 3, 0)];
         assert_eq!(points(&all).foreign.as_deref(), Some("hourly-2"));
-        assert_eq!(points(&all[..2]), Points { ours: vec![(Snapshot { id, guid: 2 }, true)], foreign: None });
+        let ours = vec![Point { snapshot: Snapshot { id, guid: 2 }, held: true, taken: true }];
+        assert_eq!(points(&all[..2]), Points { ours, foreign: None });
     }
 }

@@ -27,6 +27,8 @@ pub enum Fault {
     ErrorBefore,
     /// It is done, but it says that it failed.
     ErrorAfter,
+    /// Nothing is done, and it says that it succeeded, as some tools do.
+    Lie,
     /// Its first parts are done, and it fails.
     ErrorMid(u32),
     /// It never returns, nothing is done.
@@ -175,6 +177,7 @@ impl Faults {
         let began = Instant::now();
         match fault {
             Some(Fault::ErrorBefore) => return failed(),
+            Some(Fault::Lie) => return Ok(StepResult::Done),
             Some(Fault::FailJobs) => self.0.world.fail_jobs(volume),
             Some(Fault::Hang) => return pending().await,
             Some(Fault::CrashBefore) => return self.crash(host).await,

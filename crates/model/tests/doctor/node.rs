@@ -64,7 +64,16 @@ fn session() -> Session {
 
 fn copy() -> LocalZvol {
     let newest = snapshot::Snapshot { id: crate::snapshot(1), guid: 1 };
-    LocalZvol { size: SIZE, snapshots: vec![newest], received: true, written: 0, receives: None, resume: None, reserved: true }
+    LocalZvol {
+        size: SIZE,
+        snapshots: vec![newest],
+        received: true,
+        held: false,
+        written: 0,
+        receives: None,
+        resume: None,
+        reserved: true,
+    }
 }
 
 /// A node on which a row's guest has what the ledger says.

@@ -103,6 +103,7 @@ fn a_volume_is_made_and_destroyed() {
     let doomed = VolumeRecord { stage: Stage::Deleting, ..unmapped() };
     assert_eq!(decide(&doomed, &facts(zvol(&[1]), true), None), Decision::Do(NasStep::Unexport { epoch: E }));
     assert_eq!(decide(&doomed, &facts(zvol(&[1]), false), None), Decision::Do(NasStep::DestroyZvol));
+    assert_eq!(decide(&doomed, &nothing, None), Decision::Record(NasChange::Deleted), "once it is seen to be gone");
     let crowded = facts(zvol(&[1, 2, 3, 4]), false);
     assert_eq!(decide(&unmapped(), &crowded, None), Decision::Do(NasStep::DropSnapshot { snapshot: snapshot(1) }));
     assert_eq!(decide(&unmapped(), &facts(zvol(&[1, 2, 3]), false), None), Decision::Rest);

@@ -59,6 +59,7 @@ pub fn copy(snapshots: &[u8]) -> LocalZvol {
         size: size().bytes(),
         snapshots: snapshots.iter().copied().map(point).collect(),
         received: false,
+        held: true,
         written: 0,
         receives: Some(E),
         resume: None,
@@ -188,6 +189,16 @@ fn a_write_back_is_a_snapshot_and_goes_when_it_is_superfluous() {
     let order = PushOrder { push: snapshot(2), endpoint: None, last: false, full: false };
     let mut record = with(row(Lies::Local, Want::Local), |a| a.push = Some(order));
     assert_eq!(plan(&record, &f(copy(&[1]))), Decision::Do(NodeStep::TakeSnapshot { snapshot: snapshot(2) }));
+    for snapshots in [&[1][..], &[1, 2]] {
+        let newest = snapshot(*snapshots.last().unwrap());
+        let free = LocalZvol { held: false, ..copy(snapshots) };
+        let hold = Decision::Do(NodeStep::HoldSnapshot { snapshot: newest });
+        assert_eq!(
+            plan(&record, &f(free)),
+            hold,
+            "what came is what the next difference begins with; what was taken is held before it is told"
+        );
+    }
     let taken = PushResult { push: snapshot(2), outcome: PushOutcome::Taken(point(2)) };
     assert_eq!(plan(&record, &f(copy(&[1, 2]))), Decision::Record(NodeChange::Pushed(taken.clone())));
     record.pushed = Some(taken);

@@ -152,7 +152,7 @@ impl KernelNas {
         Ok(Some(Zvol {
             size: zvol.size.unwrap_or(0),
             allocated: zvol.used,
-            snapshots: points.ours.iter().map(|(snapshot, held)| Held { snapshot: *snapshot, held: *held }).collect(),
+            snapshots: points.ours.iter().map(|point| Held { snapshot: point.snapshot, held: point.held }).collect(),
             written,
             foreign: points.foreign,
             resume: zvol.resume_token,

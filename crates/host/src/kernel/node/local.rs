@@ -28,8 +28,9 @@ impl Steps<'_> {
         let points = marks::points(&snapshots);
         Ok(Some(LocalZvol {
             size: zvol.size.unwrap_or(0),
-            snapshots: points.ours.iter().map(|(snapshot, _)| *snapshot).collect(),
-            received: points.ours.last().is_some_and(|(_, held)| !held),
+            snapshots: points.ours.iter().map(|point| point.snapshot).collect(),
+            received: points.ours.last().is_some_and(|newest| !newest.taken),
+            held: points.ours.last().is_some_and(|newest| newest.held),
             written: marks::written(&self.host.zfs, &zvol, &points).await?,
             receives: marks::epoch_in(&zvol, RECEIVES),
             reserved: zvol.is_reserved(),
@@ -60,7 +61,7 @@ impl Steps<'_> {
         // After that: who had it open may have written to it until now.
         let Some(Look { zvol, snapshots }) = marks::ours(zfs, &self.local, self.volume.id).await? else { return Ok(()) };
         let points = marks::points(&snapshots);
-        if points.ours.last().map(|(newest, _)| *newest) != Some(home) {
+        if points.ours.last().map(|newest| newest.snapshot) != Some(home) {
             return Err(HostError(format!("the newest snapshot of {} is not {} any more; it is kept", self.local, home.id)));
         }
         let written = marks::written(zfs, &zvol, &points).await?;

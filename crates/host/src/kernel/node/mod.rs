@@ -179,6 +179,7 @@ impl KernelNode {
                 self.zfs.destroy_volume(&at.overlay, &volume.id.to_string(), marks::HOLD).await?;
             }
             NodeStep::TakeSnapshot { snapshot } => marks::take(&self.zfs, &at.local, snapshot).await?,
+            NodeStep::HoldSnapshot { snapshot } => self.zfs.hold(&marks::at(&at.local, snapshot)?, marks::HOLD).await?,
             NodeStep::DropSnapshot { snapshot } => marks::give_up(&self.zfs, &at.local, snapshot, volume.id).await?,
         }
         Ok(StepResult::Done)

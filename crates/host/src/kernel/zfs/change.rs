@@ -1,6 +1,6 @@
 //! Making and changing zvols and snapshots.
 
-use super::{CHANGE, DESTROY, OURS, SnapshotFacts, VOLUME, Zfs, Zvol};
+use super::{CHANGE, DESTROY, OURS, SnapshotFacts, TAKEN, VOLUME, Zfs, Zvol};
 use crate::{
     HostError,
     kernel::{
@@ -88,12 +88,13 @@ impl Zfs {
         })
     }
 
-    /// Takes a snapshot; nothing to do when there is one of this name.
+    /// Takes a snapshot, with the mark [`TAKEN`]; nothing to do when there is one of this name.
     ///
     /// # Errors
     /// When there is none afterwards.
     pub async fn snapshot(&self, snapshot: &Snapshot) -> Result<(), HostError> {
-        let Err(error) = self.run(&["snapshot", &snapshot.to_string()], CHANGE).await else { return Ok(()) };
+        let mark = format!("{TAKEN}=here");
+        let Err(error) = self.run(&["snapshot", "-o", &mark, &snapshot.to_string()], CHANGE).await else { return Ok(()) };
         self.find_snapshot(snapshot).await?.map(drop).ok_or(error)
     }
 

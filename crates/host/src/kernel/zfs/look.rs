@@ -4,7 +4,7 @@
 //! was spent asking. A channel program (zfs-program(8)) would tell as much at one moment, and absence as an answer; but the pool's history
 //! keeps each of them, also of those that only read, so that is nothing to be done every few seconds.
 
-use super::{FIELDS, LOOK, SnapshotFacts, Zfs, Zvol, parse, unreadable};
+use super::{FIELDS, LOOK, SnapshotFacts, TAKEN, Zfs, Zvol, parse, unreadable};
 use crate::{HostError, exec};
 use img_storage_model::Dataset;
 
@@ -23,7 +23,7 @@ impl Zfs {
     /// # Errors
     /// When it cannot be told, and when a name is a file system's.
     pub async fn look<const N: usize>(&self, names: [&Dataset; N]) -> Result<[Option<Look>; N], HostError> {
-        let properties = format!("{},userrefs", self.properties());
+        let properties = format!("{},userrefs,{TAKEN}", self.properties());
         let mut args = vec!["get", "-Hp", "-d", "1", "-t", "volume,snapshot", "-o", FIELDS, &properties];
         args.extend(names.iter().map(|name| name.as_str()));
         // It tells of what is there, also where it fails because something is not.

@@ -21,6 +21,8 @@ pub use look::Look;
 
 /// The user property that makes a zvol ours: the identity of its volume.
 pub const VOLUME: &str = "img-storage:volume";
+/// The user property of a snapshot that was taken on this host: streams do not carry it.
+pub const TAKEN: &str = "img-storage:taken";
 /// What the names of all our user properties begin with.
 pub const OURS: &str = "img-storage:";
 
@@ -111,6 +113,8 @@ pub struct SnapshotFacts {
     pub written: u64,
     /// Bytes that it refers to.
     pub referenced: u64,
+    /// It has [`TAKEN`]; told by [`Zfs::look`] alone.
+    pub taken: bool,
 }
 
 /// What somebody may do with a dataset, from `zfs allow`.

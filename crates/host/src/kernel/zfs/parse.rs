@@ -1,6 +1,6 @@
 //! What `zfs` and `zpool` print with `-Hp`: tabs between fields, numbers whole, `-` for what there is not.
 
-use super::{Allowed, Look, OURS, Pool, Room, SnapshotFacts, Zvol};
+use super::{Allowed, Look, OURS, Pool, Room, SnapshotFacts, TAKEN, Zvol};
 use img_storage_model::{Dataset, Guid, Snapshot};
 use std::collections::BTreeMap;
 
@@ -99,6 +99,7 @@ pub(super) fn snapshots(text: &str) -> Result<Vec<SnapshotFacts>, String> {
             holds: number(holds)?,
             written: number(written)?,
             referenced: number(referenced)?,
+            taken: false,
         });
     }
     found.sort_by_key(|snapshot| snapshot.created_txg);
@@ -123,6 +124,7 @@ pub(super) fn looks(text: &str) -> Result<BTreeMap<Dataset, Look>, String> {
                 holds: must("userrefs")?,
                 written: must("written")?,
                 referenced: must("referenced")?,
+                taken: properties.get(TAKEN).is_some_and(|(_, source)| *source == "local"),
                 name: name.clone(),
             });
         }
@@ -191,6 +193,7 @@ mod tests {
         let names: Vec<&str> = whole.snapshots.iter().map(|found| found.name.name()).collect();
         assert_eq!(names, ["IMG-STORAGE-00000000-0000-0000-0000-000000000001", "daily"]);
         assert_eq!(whole.snapshots.iter().map(|found| found.holds).collect::<Vec<_>>(), [1, 0]);
+        assert!(whole.snapshots[0].taken && !whole.snapshots[1].taken, "a mark that is inherited is none");
         assert!(whole.snapshots[0].written > 16 << 20 && whole.snapshots[1].written == 0);
         assert!(partial.zvol.size.is_none() && !partial.zvol.is_reserved() && partial.snapshots.is_empty());
         assert_eq!(partial.zvol.marks.get("img-storage:receives").map(String::as_str), Some("3"));

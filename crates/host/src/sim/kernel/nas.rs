@@ -104,7 +104,14 @@ impl SimNas {
                 self.served_step(volume, step).await?;
             }
             NasStep::TakeSnapshot { .. } | NasStep::Hold { .. } | NasStep::DropSnapshot { .. } | NasStep::DiscardReceived => {
+                let taken = match step {
+                    NasStep::TakeSnapshot { snapshot } => Some(snapshot),
+                    _ => None,
+                };
                 self.snapshot_step(volume, step).await?;
+                if let Some(snapshot) = taken {
+                    self.snapshot_step(volume, NasStep::Hold { snapshot }).await?;
+                }
             }
             NasStep::Send { .. } | NasStep::Receive { .. } | NasStep::SetSpeed { .. } | NasStep::EndStream => {
                 return self.stream_step(volume, step).await;

@@ -38,7 +38,8 @@ impl SimNode {
             let local = v.local.as_ref().map(|l| LocalZvol {
                 size: l.size(),
                 snapshots: l.points.iter().map(|p| p.snapshot).collect(),
-                received: l.newest().is_some_and(|p| !p.held),
+                received: l.newest().is_some_and(|p| !p.taken),
+                held: l.newest().is_some_and(|p| p.held),
                 written: l.written(),
                 receives: l.receives,
                 resume: l.partial.as_ref().filter(|_| !l.receiving).map(Partial::token),
@@ -94,7 +95,10 @@ impl SimNode {
             NodeStep::RemoveDevice { force } => self.remove_device(volume, force).await?,
             NodeStep::FlushRemote => self.flush_remote(volume).await?,
             NodeStep::CreateOverlay { .. } | NodeStep::RemoveOverlay => self.overlay_step(volume, &step).await?,
-            NodeStep::TakeSnapshot { snapshot } => self.take_snapshot(volume, snapshot).await?,
+            NodeStep::TakeSnapshot { snapshot } => {
+                self.take_snapshot(volume, snapshot).await?;
+                self.zvol_step(volume, NodeStep::HoldSnapshot { snapshot }).await?;
+            }
             NodeStep::DestroyWarm { home } => self.destroy_warm(volume, home).await?,
             _ => self.zvol_step(volume, step).await?,
         }
@@ -344,6 +348,11 @@ impl SimNode {
                     NodeStep::ReserveLocal => local.reserved = true,
                     NodeStep::UnreserveLocal => local.reserved = false,
                     NodeStep::GrowLocal { size } => local.grow(blocks(size)),
+                    NodeStep::HoldSnapshot { snapshot } => {
+                        for point in local.points.iter_mut().filter(|p| p.snapshot.id == snapshot) {
+                            point.held = true;
+                        }
+                    }
                     NodeStep::DropSnapshot { snapshot } if sent == Some(snapshot) => return refuse("the snapshot is being sent"),
                     NodeStep::DropSnapshot { snapshot } => local.points.retain(|p| p.snapshot.id != snapshot),
                     _ if used || local.receiving => return refuse("the dataset is busy"),

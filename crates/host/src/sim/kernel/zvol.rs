@@ -16,6 +16,8 @@ const TRANSACTION_GROUP: Duration = Duration::from_secs(5);
 pub struct Point {
     pub snapshot: Snapshot,
     pub held: bool,
+    /// It was taken here, and did not come in a stream.
+    pub taken: bool,
     pub data: Vec<u64>,
 }
 
@@ -135,11 +137,11 @@ impl Zvol {
         self.touched || self.since_newest(&self.data) > 0
     }
 
-    /// Takes a snapshot, which syncs.
+    /// Takes a snapshot, which syncs. To hold it is another command.
     pub fn take(&mut self, snapshot: Snapshot, now: Instant) {
         self.sync(now);
         self.touched = false;
-        self.points.push(Point { snapshot, held: true, data: self.data.clone() });
+        self.points.push(Point { snapshot, held: false, taken: true, data: self.data.clone() });
     }
 
     /// Takes the contents, and nothing newer, back to a snapshot.
@@ -162,7 +164,7 @@ impl Zvol {
         let partial = self.partial.take().unwrap_or_else(|| unreachable!("it was there a moment ago"));
         self.data.clone_from(&partial.data);
         self.touched = false;
-        self.points.push(Point { snapshot: partial.to, held: false, data: partial.data });
+        self.points.push(Point { snapshot: partial.to, held: false, taken: false, data: partial.data });
         self.sync(now);
         Ok(())
     }

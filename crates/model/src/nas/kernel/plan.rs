@@ -108,7 +108,9 @@ fn plan_delete(f: &Seen<'_>) -> Decision {
         None if f.import.is_some() => Decision::Do(NasStep::StopImport),
         None if f.reader => Decision::Do(NasStep::StopReader),
         None if f.stream.is_some() => Decision::Do(NasStep::EndStream),
-        None => Decision::Do(NasStep::DestroyZvol),
+        None if f.zvol.is_some() => Decision::Do(NasStep::DestroyZvol),
+        // Seen, and not only said by who destroyed it.
+        None => Decision::Record(NasChange::Deleted),
     }
 }
 
@@ -249,8 +251,11 @@ pub(super) fn send(
     to: SnapshotId,
     context: &Context<'_>,
 ) -> Option<Decision> {
-    if zvol.point(to).is_none() {
-        return Some(Decision::Do(NasStep::TakeSnapshot { snapshot: to }));
+    match zvol.point(to) {
+        None => return Some(Decision::Do(NasStep::TakeSnapshot { snapshot: to })),
+        // What the node is to have in common with this volume is kept from the moment that it is sent.
+        Some(taken) if !taken.held => return Some(Decision::Do(NasStep::Hold { snapshot: to })),
+        Some(_) => {}
     }
     if common.is_some_and(|c| c.id == to) {
         return None;
@@ -280,7 +285,6 @@ pub(super) fn peer(m: &Mapping, kernel: &KernelReport, context: &Context<'_>) ->
 pub fn after(v: &VolumeRecord, step: &NasStep, result: &StepResult) -> Option<NasChange> {
     match (step, result) {
         (NasStep::SyncZvol, _) if v.stage != Stage::Ready => Some(NasChange::Created),
-        (NasStep::DestroyZvol, _) if v.stage == Stage::Deleting => Some(NasChange::Deleted),
         (NasStep::EndStream, StepResult::Streamed { moved, took_ms }) => {
             v.mapping.is_some().then_some(NasChange::Streamed { moved: *moved, took_ms: *took_ms })
         }

@@ -90,8 +90,10 @@ pub struct LocalZvol {
     pub size: u64,
     /// Our snapshots, oldest first.
     pub snapshots: Vec<Snapshot>,
-    /// The newest of them came in a stream: what is taken here is held.
+    /// The newest of them came in a stream: what is taken here says so, from its first moment.
     pub received: bool,
+    /// A hold keeps the newest of them from being destroyed by mistake.
+    pub held: bool,
     /// Bytes written since the newest of them; everything when there is none.
     pub written: u64,
     /// The epoch whose streams it takes; the mark that stands between a late stream and the truth.

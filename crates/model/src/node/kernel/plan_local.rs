@@ -142,15 +142,15 @@ fn over_local(record: &NodeRecord, f: &Seen<'_>) -> Decision {
 /// Write-backs: a snapshot for the NAS to fetch, and none that it does not need any more.
 fn push(record: &NodeRecord, local: &LocalZvol) -> Decision {
     let assign = &record.assign;
+    // It is what the next difference begins with, here as on the NAS; and one that was just taken is held before anybody hears of it.
+    if let Some(newest) = local.snapshots.last().filter(|_| !local.held) {
+        return Decision::Do(NodeStep::HoldSnapshot { snapshot: newest.id });
+    }
     if let Some(order) = &assign.push {
         if record.pushed.as_ref().is_some_and(|r| r.push == order.push) {
             return Decision::Wait(format!("waiting for {} to fetch the write-back", assign.nas));
         }
         return match local.snapshots.iter().find(|s| s.id == order.push) {
-            // It is held before anybody hears of it: that tells it from what came in a stream.
-            Some(taken) if local.received && local.snapshots.last() == Some(taken) => {
-                Decision::Do(NodeStep::TakeSnapshot { snapshot: order.push })
-            }
             Some(taken) => {
                 Decision::Record(NodeChange::Pushed(PushResult { push: order.push, outcome: PushOutcome::Taken(*taken) }))
             }

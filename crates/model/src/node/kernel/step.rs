@@ -90,8 +90,13 @@ pub enum NodeStep {
     },
     /// Destroys the overlay's zvol. Fails while the device uses it.
     RemoveOverlay,
-    /// Takes a snapshot of the local zvol and holds it.
+    /// Takes a snapshot of the local zvol, which says that it was taken here, and holds it.
     TakeSnapshot {
+        /// Which.
+        snapshot: SnapshotId,
+    },
+    /// Puts our hold on a snapshot.
+    HoldSnapshot {
         /// Which.
         snapshot: SnapshotId,
     },
