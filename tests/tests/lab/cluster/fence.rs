@@ -18,11 +18,11 @@ pub async fn an_old_session_is_locked_out(lab: &Lab) -> anyhow::Result<()> {
     old.link(false).await?;
     // One write waits in the kernel for its disk to come back; no other follows it.
     old.check("touch /run/lab/stop; sleep 2; pgrep -x dd > /dev/null").await?;
-    cluster.ask(&format!("unmap {VOLUME} --force")).await?;
+    cluster.ask(&format!("unmap {VOLUME} --force --yes")).await?;
     cluster.ask(&format!("map {VOLUME} node2")).await?;
     new.check_within(
         &format!(
-            "tr '\\0' x < /dev/zero | dd of={DEVICE} bs=1M count=64 iflag=fullblock oflag=direct conv=notrunc,fsync status=none"
+            "head -c 64M /dev/zero | tr '\\0' x | dd of={DEVICE} bs=1M iflag=fullblock oflag=direct conv=notrunc,fsync status=none"
         ),
         DONE,
     )

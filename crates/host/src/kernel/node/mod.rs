@@ -164,7 +164,7 @@ impl KernelNode {
             NodeStep::CreateDevice { epoch, table, size } => at.create_device(epoch, table, size.bytes()).await?,
             NodeStep::Swap { table, size } => at.swap(table, size.bytes()).await?,
             NodeStep::ResumeDevice => at.resume_device().await?,
-            NodeStep::RemoveDevice { force: true } => self.dm.cut_off(&volume.label).await?,
+            NodeStep::RemoveDevice { force: true } => at.cut_off().await?,
             NodeStep::RemoveDevice { force: false } => self.dm.remove(&volume.label).await?,
             NodeStep::FlushRemote => at.flush_remote().await?,
             NodeStep::SetReceives { epoch } => at.set_receives(epoch).await?,
@@ -276,6 +276,17 @@ impl Steps<'_> {
             self.host.iscsi.logout(&session.target, portal).await?;
         }
         Ok(())
+    }
+
+    /// Takes the device away from whoever has it open. What waits in it for a target that is away or gone would hold it for as long as the
+    /// initiator is patient: such a session ends first, which is an error for whoever waits.
+    async fn cut_off(&self) -> Result<(), HostError> {
+        for session in self.sessions().await?.into_iter().filter(|session| session.state != State::LoggedIn) {
+            if let Some(portal) = session.portal {
+                self.host.iscsi.logout(&session.target, portal).await?;
+            }
+        }
+        self.host.dm.cut_off(&self.volume.label).await
     }
 
     async fn rescan(&self, size: Size) -> Result<(), HostError> {
