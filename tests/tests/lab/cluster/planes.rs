@@ -30,9 +30,8 @@ pub async fn both_planes_and_minutes_without_network(lab: &Lab) -> anyhow::Resul
     tokio::time::sleep(Duration::from_secs(2)).await;
     node.link(false).await?;
     tokio::time::sleep(MINUTES).await;
-    // The guest on the storage daemon has everything where it is.
-    qemu_io(node, &disk, "write -P 0x33 8M 8M").await?;
     node.link(true).await?;
+    qemu_io(node, &disk, "write -P 0x33 8M 8M").await?;
     cluster.until("local").await?;
     writer.works().await?;
 
