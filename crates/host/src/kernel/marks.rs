@@ -120,6 +120,14 @@ pub struct Point {
     pub taken: bool,
 }
 
+impl Point {
+    /// It came in a stream, so that the other side had it. One that was taken here before there was a mark for that is held, and is not
+    /// taken for one that came: it may be the only one.
+    pub fn received(self) -> bool {
+        !self.taken && !self.held
+    }
+}
+
 /// What is there of snapshots: ours, oldest first, and whether somebody else's is newer than all of them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Points {
@@ -231,5 +239,8 @@ mod tests {
         assert_eq!(points(&all).foreign.as_deref(), Some("hourly-2"));
         let ours = vec![Point { snapshot: Snapshot { id, guid: 2 }, held: true, taken: true }];
         assert_eq!(points(&all[..2]), Points { ours, foreign: None });
+        for (held, taken, received) in [(false, false, true), (true, false, false), (false, true, false), (true, true, false)] {
+            assert_eq!(Point { snapshot: Snapshot { id, guid: 2 }, held, taken }.received(), received, "{held} {taken}");
+        }
     }
 }

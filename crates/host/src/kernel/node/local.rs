@@ -29,7 +29,7 @@ impl Steps<'_> {
         Ok(Some(LocalZvol {
             size: zvol.size.unwrap_or(0),
             snapshots: points.ours.iter().map(|point| point.snapshot).collect(),
-            received: points.ours.last().is_some_and(|newest| !newest.taken),
+            received: points.ours.last().is_some_and(|newest| newest.received()),
             held: points.ours.last().is_some_and(|newest| newest.held),
             written: marks::written(&self.host.zfs, &zvol, &points).await?,
             receives: marks::epoch_in(&zvol, RECEIVES),

@@ -38,7 +38,7 @@ impl SimNode {
             let local = v.local.as_ref().map(|l| LocalZvol {
                 size: l.size(),
                 snapshots: l.points.iter().map(|p| p.snapshot).collect(),
-                received: l.newest().is_some_and(|p| !p.taken),
+                received: l.newest().is_some_and(|p| !p.taken && !p.held),
                 held: l.newest().is_some_and(|p| p.held),
                 written: l.written(),
                 receives: l.receives,

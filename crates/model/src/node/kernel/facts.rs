@@ -90,7 +90,7 @@ pub struct LocalZvol {
     pub size: u64,
     /// Our snapshots, oldest first.
     pub snapshots: Vec<Snapshot>,
-    /// The newest of them came in a stream: what is taken here says so, from its first moment.
+    /// The newest of them came in a stream, and was not held since: what is taken here says so, from its first moment.
     pub received: bool,
     /// A hold keeps the newest of them from being destroyed by mistake.
     pub held: bool,
