@@ -36,6 +36,8 @@ pub(super) fn plan_node(m: &Mapping, f: &Seen<'_>, report: Option<&Report>, cont
     }
     match m.want {
         Want::Gone => match report {
+            // Nobody is to reach the volume through a mapping that is over.
+            Some(r) if r.phase == NodePhase::Gone && f.export.is_some() => Decision::Do(NasStep::StopExport),
             Some(r) if r.phase == NodePhase::Gone => Decision::Record(NasChange::Unmapped),
             Some(r) if r.phase == NodePhase::Returning && !m.accepted.as_ref().is_some_and(|a| a.last) && context.hold_off => {
                 Decision::Wait("the last write-back failed; another is ordered in a moment".to_owned())
