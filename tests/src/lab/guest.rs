@@ -330,7 +330,7 @@ impl Guest {
                 ran.stdout.trim(),
                 ran.stderr.trim()
             );
-            tokio::time::sleep(Duration::from_millis(100)).await;
+            tokio::time::sleep(Duration::from_millis(250)).await;
         }
     }
 

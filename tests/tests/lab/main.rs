@@ -38,6 +38,8 @@ const SCENARIOS: &[Scenario] = &[
     scenario::of("both_planes_and_minutes_without_network", 900, |lab| {
         Box::pin(cluster::both_planes_and_minutes_without_network(lab))
     }),
+    scenario::of("copies_are_cut_and_cancelled", 900, |lab| Box::pin(cluster::copies_are_cut_and_cancelled(lab))),
+    scenario::of("a_nas_is_rebooted_under_its_guests", 600, |lab| Box::pin(cluster::a_nas_is_rebooted_under_its_guests(lab))),
     scenario::of("the_doctor_names_the_culprit", 900, |lab| Box::pin(cluster::the_doctor_names_the_culprit(lab))),
     scenario::of("a_killed_owner_leaves_nothing", 120, |_| Box::pin(left::a_killed_owner_leaves_nothing())),
     scenario::of("nothing_is_left_in_the_guests", 60, |lab| Box::pin(left::nothing_is_left_in_the_guests(lab))),
