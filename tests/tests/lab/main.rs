@@ -26,8 +26,7 @@ use std::{
 /// What the machines are started for.
 const SCENARIOS: &[Scenario] = &[
     scenario::of("the_tools_work", 240, |lab| Box::pin(tools::the_tools_work(lab))),
-    scenario::of("a_power_cut_loses_what_was_not_flushed", 240, |lab| Box::pin(power::what_was_not_flushed_is_lost(lab))),
-    scenario::of("a_machine_keeps_its_files", 360, |lab| Box::pin(power::a_machine_keeps_its_files(lab))),
+    scenario::of("a_power_cut_loses_what_was_not_flushed", 300, |lab| Box::pin(power::what_was_not_flushed_is_lost(lab))),
     scenario::of("a_link_goes_and_comes", 120, |lab| Box::pin(link::goes_and_comes(lab))),
     scenario::of("the_broker_serves_the_guests", 240, |lab| Box::pin(bus::the_broker_serves_the_guests(lab))),
     scenario::of("a_volume_lives", 900, |lab| Box::pin(cluster::a_volume_lives(lab))),
