@@ -180,7 +180,7 @@ impl Steps<'_> {
         let graph = session.graph().await?;
         let old: Vec<String> = graph.named("nas.").map(|export| format!("nas.{export}")).filter(|old| *old != node).collect();
         for old in old {
-            disconnect(&mut session, &graph, &old).await?;
+            disconnect(&self.qsd, &mut session, &graph, &old).await?;
         }
         self.close_back(&mut session).await
     }
@@ -281,7 +281,7 @@ impl Steps<'_> {
         }
         let nodes: Vec<String> = graph.named("nas.").map(|export| format!("nas.{export}")).collect();
         for node in nodes {
-            disconnect(&mut session, &graph, &node).await?;
+            disconnect(&self.qsd, &mut session, &graph, &node).await?;
         }
         Ok(())
     }
