@@ -215,6 +215,31 @@ fn the_local_copy_is_released_after_the_last_write_back_only() {
 }
 
 #[test]
+fn a_mapping_does_not_end_before_the_newest_writes_are_home() {
+    let gone = report(NodePhase::Gone, false);
+    let accepted = |last| Some(Accepted { push: snapshot(1), at: Timestamp::UNIX_EPOCH, last });
+    let exported = exporting(export("e3", NasLayer::Disk, None));
+    // Also by force, which has no say in what a node has: its disk is the only one with them.
+    for m in [
+        mapping(Want::Gone, Authority::Node),
+        Mapping { accepted: accepted(false), ..mapping(Want::Gone, Authority::Node) },
+        Mapping { force: true, abandon: true, ..mapping(Want::Gone, Authority::Node) },
+    ] {
+        for f in [facts(), exported.clone()] {
+            let Decision::Stuck(why) = decide(&row(Some(m.clone())), &f, Some(&gone)) else { panic!("it ended: {m:?}") };
+            assert!(why.contains("never came home") && why.contains("img-storage doctor"), "{why}");
+        }
+    }
+    // A write-back under way is given up first.
+    let under_way = Mapping { push: Some(pushing(false, true)), ..mapping(Want::Gone, Authority::Node) };
+    let f = incoming(snapshot(1), true);
+    assert!(matches!(decide(&row(Some(under_way)), &f, Some(&gone)), Decision::Record(NasChange::PushFailed { .. })));
+    let home = row(Some(Mapping { accepted: accepted(true), ..mapping(Want::Gone, Authority::Node) }));
+    assert_eq!(decide(&home, &exported, Some(&gone)), Decision::Do(NasStep::StopExport));
+    assert_eq!(decide(&home, &facts(), Some(&gone)), Decision::Record(NasChange::Unmapped));
+}
+
+#[test]
 fn the_way_back_and_the_overlay() {
     let v = row(Some(mapping(Want::Remote, Authority::Node)));
     let local = report(NodePhase::Local, true);
@@ -406,6 +431,7 @@ proptest! {
             (Decision::Record(NasChange::Unmapped), Some(m)) => {
                 let over = phase == Some(NodePhase::Gone) || (m.abandon && m.authority == Authority::Nas);
                 prop_assert!(m.want == Want::Gone && over && export.is_none());
+                prop_assert!(m.authority != Authority::Node || m.accepted.as_ref().is_some_and(|a| a.last), "not home");
             }
             (Decision::Record(NasChange::Order { .. }), Some(m)) => {
                 prop_assert!(m.push.is_none() && m.authority == Authority::Node);
