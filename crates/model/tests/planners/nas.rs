@@ -2,8 +2,8 @@
 
 use crate::things::*;
 use img_storage_model::{
-    Decision, Epoch, Extents, Fact, Plane, RequestId, SnapshotId,
-    messages::{Assign, ContentDigest, DeviceKind, NodePhase, Report, Want},
+    Decision, Epoch, Extents, Fact, SnapshotId,
+    messages::{Assign, ContentDigest, NodePhase, Report, Want},
     nas::{
         self, Accepted, Authority, Context, Mapping, NasChange, NasLayer, PushState, Stage, VolumeRecord,
         qemu::{DiskFile, ExportFacts, IncomingFacts, NasFacts, NasStep},
@@ -12,49 +12,6 @@ use img_storage_model::{
 };
 use jiff::Timestamp;
 use proptest::prelude::*;
-use uuid::Uuid;
-
-pub fn mapping(want: Want, authority: Authority) -> Mapping {
-    Mapping {
-        node: host("c0"),
-        epoch: E,
-        device: DeviceKind::Nbd,
-        request: RequestId(Uuid::from_u128(9)),
-        since: Timestamp::UNIX_EPOCH,
-        want,
-        force: false,
-        abandon: false,
-        port: 7,
-        revision_floor: 0,
-        authority,
-        pivoted_at: None,
-        layer: NasLayer::Disk,
-        push: None,
-        accepted: None,
-        sync_now: false,
-        copying: Default::default(),
-        base_unsure: false,
-    }
-}
-
-pub fn row(mapping: Option<Mapping>) -> VolumeRecord {
-    VolumeRecord {
-        id: volume(),
-        pool: "tank".parse().unwrap(),
-        name: "vol1".parse().unwrap(),
-        plane: Plane::Qemu,
-        size: size(),
-        created: Timestamp::UNIX_EPOCH,
-        stage: Stage::Ready,
-        epoch: E,
-        asked: None,
-        asked_before: Vec::new(),
-        lent: false,
-        attributes: Default::default(),
-        assign: mapping.is_some().then(|| assign(Want::Remote)),
-        mapping,
-    }
-}
 
 pub fn facts() -> NasFacts {
     NasFacts {
