@@ -75,6 +75,13 @@ pub fn cargo(words: &[&str]) -> Command {
     command
 }
 
+/// As [`cargo`], for what gives way to what runs beside it.
+pub fn nice_cargo(words: &[&str]) -> Command {
+    let mut command = Command::new("nice");
+    command.args(["-n", "5"]).arg(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into())).args(words).current_dir(root());
+    command
+}
+
 /// Runs a command and gives its standard output.
 ///
 /// # Errors
@@ -100,6 +107,14 @@ pub struct Watched {
 /// # Errors
 /// When it cannot be started.
 pub fn watch(command: &mut Command, limit: Duration) -> anyhow::Result<Watched> {
+    watch_as("", command, limit)
+}
+
+/// As [`watch`], with a word before each line, where it runs beside others.
+///
+/// # Errors
+/// As [`watch`].
+pub fn watch_as(word: &str, command: &mut Command, limit: Duration) -> anyhow::Result<Watched> {
     let shown = line(command);
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
     let mut child = command.spawn().with_context(|| format!("starting `{shown}`"))?;
@@ -127,14 +142,14 @@ pub fn watch(command: &mut Command, limit: Duration) -> anyhow::Result<Watched> 
     loop {
         match lines.recv_timeout(limit.saturating_sub(begun.elapsed())) {
             Ok(text) => {
-                print!("{text}");
+                print!("{word}{text}");
                 let _ = std::io::stdout().flush();
                 printed.push_str(&text);
             }
             Err(mpsc::RecvTimeoutError::Disconnected) => break,
             Err(mpsc::RecvTimeoutError::Timeout) => {
                 late = true;
-                println!("`{shown}` takes longer than {} s and is ended", limit.as_secs());
+                println!("{word}`{shown}` takes longer than {} s and is ended", limit.as_secs());
                 group.kill();
                 break;
             }

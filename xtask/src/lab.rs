@@ -1,7 +1,7 @@
 //! `cargo xtask lab`: the virtual machines by hand.
 
 use crate::{
-    command::{self, Group, Watched, cargo, watch},
+    command::{self, Group, Watched, cargo, watch, watch_as},
     packages,
 };
 use anyhow::{Context as _, bail, ensure};
@@ -199,6 +199,9 @@ pub struct Preparation {
     log: tempfile::NamedTempFile,
 }
 
+/// What lines of the scenarios begin with that run beside other things.
+const BESIDE: &str = "lab | ";
+
 impl Preparation {
     /// Begins to build what is not there.
     ///
@@ -213,7 +216,7 @@ impl Preparation {
         Ok(Preparation { build, group, log })
     }
 
-    /// Waits for the image and runs all scenarios.
+    /// Waits for the image and runs all scenarios, beside other things: each line begins with `lab |`.
     ///
     /// # Errors
     /// When this machine cannot run virtual machines, or the image could not be built.
@@ -222,10 +225,12 @@ impl Preparation {
             "NOT TESTED: the virtual machines. What is wrong is said above; to test all the rest: cargo xtask test --no-lab";
         lab::possible().context(OTHERWISE)?;
         let status = self.build.wait()?;
-        print!("{}", fs::read_to_string(self.log.path()).unwrap_or_default());
+        for line in fs::read_to_string(self.log.path()).unwrap_or_default().lines() {
+            println!("{BESIDE}{line}");
+        }
         drop(self.group);
         ensure!(status.success(), "{OTHERWISE}: the image could not be built");
-        watch(&mut run(None), SCENARIOS)
+        watch_as(BESIDE, &mut run(None), SCENARIOS)
     }
 }
 

@@ -1,7 +1,7 @@
 //! `cargo xtask test`: everything that can be tested on this machine, in sections that each say how long they took.
 
 use crate::{
-    command::{self, Group, Watched, cargo, watch},
+    command::{self, Group, Watched, cargo, nice_cargo, watch},
     lab, packages,
 };
 use anyhow::Context as _;
@@ -38,8 +38,24 @@ struct Section {
     ignored: u64,
 }
 
+impl Section {
+    fn of(name: &'static str, work: impl FnOnce() -> anyhow::Result<Watched>) -> Self {
+        let begun = Instant::now();
+        let watched = work().unwrap_or_else(|error| {
+            println!("{name}: {error:#}");
+            Watched { success: false, printed: String::new() }
+        });
+        let (passed, failed, ignored) = counts(&watched.printed);
+        let section = Section { name, good: watched.success, took: begun.elapsed(), passed, failed, ignored };
+        println!("== {name}: {} in {}", if section.good { "good" } else { "FAILED" }, time(section.took));
+        section
+    }
+}
+
 struct Run {
     quick: bool,
+    /// Virtual machines run beside it.
+    beside: bool,
     sections: Vec<Section>,
 }
 
@@ -48,7 +64,7 @@ impl Test {
         let begun = Instant::now();
         command::end_with_all()?;
         let no_lab = self.no_lab;
-        let mut run = Run { quick: self.quick, sections: Vec::new() };
+        let mut run = Run { quick: self.quick, beside: false, sections: Vec::new() };
         run.section("packages", |_| {
             packages::ensure(&packages::PRODUCT)?;
             packages::ensure(&packages::EXT4)?;
@@ -59,12 +75,18 @@ impl Test {
             }
             Ok(Watched { success: true, printed: String::new() })
         });
-        // They take minutes on their own and are needed last.
+        // Their image takes minutes to build, and is needed once the program is there.
         let lab = if self.no_lab { None } else { Some(lab::Preparation::begin()?) };
         let deny = Deny::prepare(self.quick)?;
         run.cargo("format", &["fmt", "--all", "--check"], 2);
         run.cargo("build", &["build", "--workspace", "--bins", "--tests"], 25);
         let others = test_programs()?;
+        // Emulated machines keep little more than one processor busy and take the longest: the rest is run beside them, and gives way.
+        let lab = lab.map(|lab| {
+            run.beside = true;
+            println!("\n== virtual machines: they run beside what follows; their lines begin with a word of their own");
+            std::thread::spawn(move || Section::of("virtual machines", || lab.run()))
+        });
         run.cargo("unit tests", &["test", "--workspace", "--lib", "--bins", "--no-fail-fast"], 10);
         let mut parts = vec!["test", "--workspace", "--no-fail-fast"];
         parts.extend(others.iter().flat_map(|name| ["--test", name.as_str()]));
@@ -72,7 +94,7 @@ impl Test {
         run.cargo("real parts and processes", &parts, 20);
         run.cargo("lints", &["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"], 15);
         match lab {
-            Some(lab) => run.section("virtual machines", |_| lab.run()),
+            Some(lab) => run.sections.push(lab.join().map_err(|_| anyhow::anyhow!("the virtual machines' section panicked"))?),
             None => {
                 println!("\n== virtual machines: LEFT OUT, by --no-lab: nothing that ZFS, iSCSI and device-mapper do was tested")
             }
@@ -86,8 +108,9 @@ impl Test {
 
 impl Run {
     fn cargo(&mut self, name: &'static str, words: &[&str], minutes: u64) {
+        let beside = self.beside;
         self.section(name, |quick| {
-            let mut command = cargo(words);
+            let mut command = if beside { nice_cargo(words) } else { cargo(words) };
             command.env("CARGO_TERM_COLOR", "never").env("RUST_BACKTRACE", "0");
             if quick {
                 command.env("IMG_STORAGE_QUICK", "1");
@@ -99,15 +122,8 @@ impl Run {
 
     fn section(&mut self, name: &'static str, work: impl FnOnce(bool) -> anyhow::Result<Watched>) {
         println!("\n== {name}");
-        let begun = Instant::now();
-        let watched = work(self.quick).unwrap_or_else(|error| {
-            println!("{error:#}");
-            Watched { success: false, printed: String::new() }
-        });
-        let (passed, failed, ignored) = counts(&watched.printed);
-        let section = Section { name, good: watched.success, took: begun.elapsed(), passed, failed, ignored };
-        println!("== {name}: {} in {}", if section.good { "good" } else { "FAILED" }, time(section.took));
-        self.sections.push(section);
+        let quick = self.quick;
+        self.sections.push(Section::of(name, || work(quick)));
     }
 
     fn end(self, begun: Instant) -> ExitCode {
@@ -182,9 +198,8 @@ impl Deny {
         }
         println!("\nthere is no cargo-deny: it is built beside the rest, into {TOOLS}");
         let log = tempfile::NamedTempFile::new()?;
-        let mut command = Command::new("nice");
-        command.args(["-n", "5"]).arg(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-        command.args(["install", "cargo-deny", "--locked", "--quiet", "--root"]).arg(&tools).current_dir(std::env::temp_dir());
+        let mut command = nice_cargo(&["install", "cargo-deny", "--locked", "--quiet", "--root"]);
+        command.arg(&tools).current_dir(std::env::temp_dir());
         // A tool that runs for a second needs no optimizing: this halves the time it takes to build.
         command.env("CARGO_TARGET_DIR", tools.join("build")).env("CARGO_PROFILE_RELEASE_LTO", "off");
         command.env("CARGO_PROFILE_RELEASE_OPT_LEVEL", "1").env("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "16");

@@ -220,20 +220,6 @@ impl Guest {
         Ok(())
     }
 
-    /// Shuts it down as its administrator would, and waits until it is off.
-    ///
-    /// # Errors
-    /// When it does not go down in time; with the end of its console.
-    pub async fn shut_down(&self) -> anyhow::Result<()> {
-        self.check("(sleep 0.2; busybox poweroff) > /dev/null 2>&1 & disown").await?;
-        let begun = Instant::now();
-        while self.runs().await {
-            ensure!(begun.elapsed() < START, "{} does not shut down; the end of its console:\n{}", self.name, self.console_end());
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        }
-        self.kill_processes().await
-    }
-
     /// Starts it again as its administrator would, and waits until it is back.
     ///
     /// # Errors
@@ -330,7 +316,7 @@ impl Guest {
                 ran.stdout.trim(),
                 ran.stderr.trim()
             );
-            tokio::time::sleep(Duration::from_millis(100)).await;
+            tokio::time::sleep(Duration::from_millis(250)).await;
         }
     }
 

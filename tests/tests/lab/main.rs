@@ -26,8 +26,7 @@ use std::{
 /// What the machines are started for.
 const SCENARIOS: &[Scenario] = &[
     scenario::of("the_tools_work", 240, |lab| Box::pin(tools::the_tools_work(lab))),
-    scenario::of("a_power_cut_loses_what_was_not_flushed", 240, |lab| Box::pin(power::what_was_not_flushed_is_lost(lab))),
-    scenario::of("a_machine_keeps_its_files", 360, |lab| Box::pin(power::a_machine_keeps_its_files(lab))),
+    scenario::of("a_power_cut_loses_what_was_not_flushed", 300, |lab| Box::pin(power::what_was_not_flushed_is_lost(lab))),
     scenario::of("a_link_goes_and_comes", 120, |lab| Box::pin(link::goes_and_comes(lab))),
     scenario::of("the_broker_serves_the_guests", 240, |lab| Box::pin(bus::the_broker_serves_the_guests(lab))),
     scenario::of("a_volume_lives", 900, |lab| Box::pin(cluster::a_volume_lives(lab))),
@@ -38,6 +37,8 @@ const SCENARIOS: &[Scenario] = &[
     scenario::of("both_planes_and_minutes_without_network", 900, |lab| {
         Box::pin(cluster::both_planes_and_minutes_without_network(lab))
     }),
+    scenario::of("copies_are_cut_and_cancelled", 900, |lab| Box::pin(cluster::copies_are_cut_and_cancelled(lab))),
+    scenario::of("a_nas_is_rebooted_under_its_guests", 600, |lab| Box::pin(cluster::a_nas_is_rebooted_under_its_guests(lab))),
     scenario::of("the_doctor_names_the_culprit", 900, |lab| Box::pin(cluster::the_doctor_names_the_culprit(lab))),
     scenario::of("a_killed_owner_leaves_nothing", 120, |_| Box::pin(left::a_killed_owner_leaves_nothing())),
     scenario::of("nothing_is_left_in_the_guests", 60, |lab| Box::pin(left::nothing_is_left_in_the_guests(lab))),

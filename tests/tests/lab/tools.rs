@@ -7,8 +7,7 @@ use std::time::Duration;
 const TARGET: &str = "iqn.2024-01.img-storage.lab:tools";
 const INITIATOR: &str = "iqn.1993-08.org.debian:01:node1";
 
-/// A volume of the NAS under a device of a node: what is written there is on the volume, byte for byte, and comes back by a
-/// stream of a snapshot.
+/// A volume of the NAS under a device of a node: what is written there is on the volume, byte for byte.
 pub async fn the_tools_work(lab: &Lab) -> anyhow::Result<()> {
     let (nas, node) = (lab.guest("nas")?, lab.guest("node1")?);
     let portal = nas.address();
@@ -34,20 +33,11 @@ pub async fn the_tools_work(lab: &Lab) -> anyhow::Result<()> {
     ensure!(serial != "0", "the disk's serial number is not that of the export");
     node.check(&format!("dmsetup create lab-disk --table \"0 $(blockdev --getsz {disk}) linear {disk} 0\"")).await?;
     let sum = node
-        .check("head -c 24M /dev/urandom > /tmp/data; dd if=/tmp/data of=/dev/mapper/lab-disk bs=1M oflag=direct conv=fsync status=none; md5sum < /tmp/data | cut -c-32; rm /tmp/data")
+        .check("head -c 8M /dev/urandom > /tmp/data; dd if=/tmp/data of=/dev/mapper/lab-disk bs=1M oflag=direct conv=fsync status=none; md5sum < /tmp/data | cut -c-32; rm /tmp/data")
         .await?;
-    let found = nas.check("dd if=/dev/zvol/tank/disk bs=1M count=24 iflag=direct status=none | md5sum | cut -c-32").await?;
+    let found = nas.check("dd if=/dev/zvol/tank/disk bs=1M count=8 iflag=direct status=none | md5sum | cut -c-32").await?;
     ensure!(found == sum && sum.len() == 32, "the volume has {found}, the node wrote {sum}");
 
-    node.check("zpool create pool /dev/disk/by-id/virtio-data").await?;
-    nas.check("zfs snapshot tank/disk@s1").await?;
-    let stream = "su img-storage -c 'ssh -o BatchMode=yes node1 true' && zfs send tank/disk@s1 > /tmp/stream && scp -q /tmp/stream img-storage@node1:/tmp/stream";
-    nas.check(&format!("cp /var/lib/img-storage/.ssh/id_ed25519 /root/.ssh/; {stream}; rm /tmp/stream /root/.ssh/id_ed25519"))
-        .await?;
-    node.check("zfs receive pool/disk < /tmp/stream; rm /tmp/stream").await?;
-    node.wait_for("test -b /dev/zvol/pool/disk", Duration::from_secs(10)).await?;
-    let copied = node.check("dd if=/dev/zvol/pool/disk bs=1M count=24 iflag=direct status=none | md5sum | cut -c-32").await?;
-    ensure!(copied == sum, "the copy has {copied}, the node wrote {sum}");
     ensure!(node.check("img-storage --version").await?.starts_with("img-storage"), "the program does not run in the guest");
     Ok(())
 }

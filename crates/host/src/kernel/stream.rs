@@ -178,7 +178,10 @@ impl Streams {
             }
             match piped {
                 // What was cut off last is not what the node had told of before.
-                Err(_) if theirs.token != token && !again => (token, again) = (theirs.token, true),
+                Err(why) if theirs.token != token && !again => {
+                    tracing::warn!(node = %peer.host, "the stream of {to} was cut off after {bytes} bytes and goes on where it was: {why}");
+                    (token, again) = (theirs.token, true);
+                }
                 Err(why) => return Err(fault(what(), why, "")),
                 Ok(_) => {
                     let next = "look at the zvol on the node";

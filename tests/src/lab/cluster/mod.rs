@@ -15,7 +15,7 @@ use tokio::sync::Mutex;
 
 /// The state directory of every role.
 pub const DIR: &str = "/var/lib/img-storage-state";
-/// The only volume.
+/// The volume; the only one where nothing else is said.
 pub const VOLUME: &str = "tank/vol1";
 /// Its device on every node.
 pub const DEVICE: &str = "/dev/mapper/nas.tank.vol1";
@@ -25,6 +25,11 @@ pub const ZVOL: &str = "/dev/zvol/tank/vol1";
 pub const SHELF: &str = "/var/lib/img-storage-state-shelf";
 /// How long something may take that was asked for; the guests are emulated.
 pub const DONE: Duration = Duration::from_secs(150);
+
+/// The device of a volume on every node.
+pub fn device(volume: &str) -> String {
+    format!("/dev/mapper/nas.{}", volume.replace('/', "."))
+}
 
 /// A running cluster.
 pub struct Cluster<'l> {
@@ -166,7 +171,7 @@ impl<'l> Cluster<'l> {
             if begun.elapsed() > DONE {
                 ensure!(false, "{VOLUME} is not said to be stuck by {words:?}: {view}\n{}", self.logs().await);
             }
-            tokio::time::sleep(Duration::from_millis(500)).await;
+            tokio::time::sleep(Duration::from_secs(1)).await;
         }
     }
 
@@ -175,16 +180,29 @@ impl<'l> Cluster<'l> {
     /// # Errors
     /// When it cannot be asked for.
     pub async fn view(&self) -> anyhow::Result<Value> {
-        let said = self.guest("nas")?.check(&format!("img-storage --dir {DIR} show {VOLUME} -o json")).await?;
+        self.view_of(VOLUME).await
+    }
+
+    /// What is shown of any volume.
+    ///
+    /// # Errors
+    /// When it cannot be asked for.
+    pub async fn view_of(&self, volume: &str) -> anyhow::Result<Value> {
+        let said = self.guest("nas")?.check(&format!("img-storage --dir {DIR} show {volume} -o json")).await?;
         Ok(serde_json::from_str(&said)?)
     }
 
     /// Waits until the volume is in a phase, with its device if it has a node.
     pub async fn until(&self, phase: &str) -> anyhow::Result<()> {
+        self.until_of(VOLUME, phase).await
+    }
+
+    /// As [`Cluster::until`], of any volume.
+    pub async fn until_of(&self, name: &str, phase: &str) -> anyhow::Result<()> {
         let begun = Instant::now();
         loop {
             // A daemon that was killed a moment ago does not answer.
-            let view = self.view().await.unwrap_or(Value::Null);
+            let view = self.view_of(name).await.unwrap_or(Value::Null);
             let volume = if view["phase"].is_null() { &view["volume"] } else { &view };
             let there = volume["node"].is_null() || volume["device"].is_string();
             if volume["phase"] == phase && there && volume["stuck"].is_null() {
@@ -192,9 +210,9 @@ impl<'l> Cluster<'l> {
             }
             if begun.elapsed() > DONE {
                 let logs = self.logs().await;
-                ensure!(false, "{VOLUME} is not {phase} after {} s: {view}\n{logs}", DONE.as_secs());
+                ensure!(false, "{name} is not {phase} after {} s: {view}\n{logs}", DONE.as_secs());
             }
-            tokio::time::sleep(Duration::from_millis(500)).await;
+            tokio::time::sleep(Duration::from_secs(1)).await;
         }
     }
 
@@ -213,7 +231,7 @@ impl<'l> Cluster<'l> {
     /// Ends the daemons and forgets what they and the writers noted; also of a scenario that failed.
     async fn clear(&self) -> anyhow::Result<()> {
         for guest in self.lab.guests() {
-            let daemons = "pkill -9 -x img-storage; pkill -9 -f '[w]rite.sh'; rm -rf /run/lab /var/lib/writer.notes";
+            let daemons = "pkill -9 -x img-storage; pkill -9 -f '[w]rite.sh'; rm -rf /run/lab /var/lib/writer-*.notes";
             guest.run(&format!("{daemons}; rm -rf {DIR} {DIR}-*; true")).await?;
         }
         Ok(())

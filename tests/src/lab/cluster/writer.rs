@@ -1,59 +1,69 @@
 //! Who uses the volume: writes blocks one after another, each flushed and then noted on a disk that keeps it, and is compared
 //! with what is found afterwards.
 
-use super::Cluster;
+use super::{Cluster, VOLUME, device};
 use anyhow::{Context as _, ensure};
 use std::{collections::BTreeMap, time::Duration};
 
 /// So many blocks are written, at this distance, in 64 KiB.
 const BLOCKS: u32 = 48;
 const APART: u32 = 20;
-/// Where it notes what it did, on a disk that a power cut does not empty.
-const NOTES: &str = "/var/lib/writer.notes";
 
 /// A writer on a node.
 pub struct Writer<'c> {
     cluster: &'c Cluster<'c>,
     node: &'static str,
+    /// Where it notes what it did, on a disk that a power cut does not empty.
+    notes: String,
+    /// Where it looks whether it is to stop.
+    stop: String,
 }
 
 /// For each block what was tried since the last write that is known to have been answered, that one first.
 pub type Known = BTreeMap<u32, Vec<String>>;
 
 impl<'c> Writer<'c> {
-    /// Begins to write.
+    /// Begins to write to the volume.
     pub async fn on(cluster: &'c Cluster<'c>, node: &'static str) -> anyhow::Result<Self> {
+        Self::to(cluster, node, VOLUME).await
+    }
+
+    /// Begins to write to any volume.
+    pub async fn to(cluster: &'c Cluster<'c>, node: &'static str, volume: &str) -> anyhow::Result<Self> {
         let guest = cluster.guest(node)?;
+        let (dir, device) = (format!("/run/lab/writer-{}", volume.replace('/', ".")), device(volume));
+        let (notes, stop) = (format!("/var/lib/writer-{}.notes", volume.replace('/', ".")), format!("{dir}/stop"));
         // A note of a try is on the disk before the write is, and a note of its success after it.
         let script = format!(
-            "cat > /run/lab/write.sh <<'END'
-             while [ ! -e /run/lab/stop ]; do
-               b=$((RANDOM % {BLOCKS})); head -c 65536 /dev/urandom > /run/lab/block; s=$(md5sum < /run/lab/block | cut -c-32)
-               echo try $b $s >> {NOTES}; sync -d {NOTES}
-               if dd if=/run/lab/block of={device} bs=64k seek=$((b * {APART})) conv=notrunc,fsync oflag=direct status=none
-               then echo ok $b $s; else echo bad $b $s; sleep 1; fi >> {NOTES}; sync -d {NOTES}
+            "mkdir -p {dir}; cat > {dir}/write.sh <<'END'
+             while [ ! -e {stop} ]; do
+               b=$((RANDOM % {BLOCKS})); head -c 65536 /dev/urandom > {dir}/block; s=$(md5sum < {dir}/block | cut -c-32)
+               echo try $b $s >> {notes}; sync -d {notes}
+               if dd if={dir}/block of={device} bs=64k seek=$((b * {APART})) conv=notrunc,fsync oflag=direct status=none
+               then echo ok $b $s; else echo bad $b $s; sleep 1; fi >> {notes}; sync -d {notes}
+               sleep 0.2 # the machines are emulated, and have other things to do
              done
-             echo over >> {NOTES}; sync -d {NOTES}
+             echo over >> {notes}; sync -d {notes}
 END
-             rm -f /run/lab/stop",
-            device = super::DEVICE,
+             rm -f {stop}"
         );
         guest.check(&script).await?;
-        guest.spawn("writer", "bash /run/lab/write.sh").await?;
-        let writer = Writer { cluster, node };
+        guest.spawn(&format!("writer-{}", volume.replace('/', ".")), &format!("bash {dir}/write.sh")).await?;
+        let writer = Writer { cluster, node, notes, stop };
         writer.works().await?;
         Ok(writer)
     }
 
     async fn notes(&self) -> anyhow::Result<String> {
-        self.cluster.guest(self.node)?.check(&format!("cat {NOTES}")).await
+        self.cluster.guest(self.node)?.check(&format!("cat {}", self.notes)).await
     }
 
     /// It writes on, and nothing was refused to it.
     pub async fn works(&self) -> anyhow::Result<()> {
         let guest = self.cluster.guest(self.node)?;
-        let before = guest.check(&format!("grep -c ^ok {NOTES} || true")).await?.trim().parse::<u32>().unwrap_or(0);
-        let more = format!("test $(grep -c ^ok {NOTES} || true) -ge {}", before + 3);
+        let count = format!("grep -c ^ok {} || true", self.notes);
+        let before = guest.check(&count).await?.trim().parse::<u32>().unwrap_or(0);
+        let more = format!("test $({count}) -ge {}", before + 3);
         guest.wait_for(&more, super::DONE).await.context("the guest cannot write")?;
         let notes = self.notes().await?;
         let bad = notes.lines().find(|line| line.starts_with("bad"));
@@ -61,11 +71,17 @@ END
         Ok(())
     }
 
+    /// Tells it to stop once the write is answered that it has under way, and does not wait for that.
+    pub async fn stop(&self) -> anyhow::Result<()> {
+        self.cluster.guest(self.node)?.check(&format!("touch {}", self.stop)).await?;
+        Ok(())
+    }
+
     /// Stops writing.
     pub async fn off(&self) -> anyhow::Result<()> {
+        self.stop().await?;
         let guest = self.cluster.guest(self.node)?;
-        guest.check("touch /run/lab/stop").await?;
-        guest.wait_for(&format!("tail -n 1 {NOTES} | grep -q over"), Duration::from_secs(60)).await?;
+        guest.wait_for(&format!("tail -n 1 {} | grep -q over", self.notes), Duration::from_secs(60)).await?;
         Ok(())
     }
 
@@ -89,7 +105,7 @@ END
 
     /// Forgets what was written so far: the next writer begins anew on the same volume, which `known` was compared with.
     pub async fn forget(&self) -> anyhow::Result<()> {
-        self.cluster.guest(self.node)?.check(&format!("rm -f {NOTES}")).await?;
+        self.cluster.guest(self.node)?.check(&format!("rm -f {}", self.notes)).await?;
         Ok(())
     }
 }

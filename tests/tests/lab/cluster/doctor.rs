@@ -76,7 +76,7 @@ pub async fn the_doctor_names_the_culprit(lab: &Lab) -> anyhow::Result<()> {
     ensure!(code == 0 && used["volume"] == "nas:tank/vol1", "{code}: {said:#}");
 
     node.check(&format!("kill {sleeper}")).await?;
-    cluster.ask(&format!("unmap {VOLUME}")).await?;
+    stacked(&cluster).await?;
 
     cluster.ask(&format!("map {VOLUME} node1 --sync --wait local --timeout 140s")).await?;
     cluster.ask(&format!("sync {VOLUME}")).await?;
@@ -143,4 +143,30 @@ pub async fn the_doctor_names_the_culprit(lab: &Lab) -> anyhow::Result<()> {
     let (_, said) = examine(&cluster, "node1", "").await?;
     finding(&said, "vmpool/images/nas.tank.vol1", &["note", "a warm copy"])?;
     cluster.end().await
+}
+
+/// Whoever else can have a disk is named, by doctor and to who wants to unmap it, and is left alone: LVM, a device that somebody put on it, a
+/// mount. When that is over, the volume is unmapped.
+async fn stacked(cluster: &Cluster<'_>) -> anyhow::Result<()> {
+    let node = cluster.guest("node1")?;
+    let lvm = format!("pvcreate -qqy {DEVICE}; vgcreate -qq guest {DEVICE}; lvcreate -qq -y -l 2 -n root guest");
+    let no_lvm = format!("vgchange -qq -an guest; vgremove -qq -f guest; pvremove -qq {DEVICE}");
+    let by_hand = format!("echo 0 2048 linear {DEVICE} 0 | dmsetup create by-hand");
+    let mount = format!("mkfs.ext4 -q -F {DEVICE}; mount {DEVICE} /mnt");
+    for (take, shown, release) in [
+        (lvm.as_str(), "LVM's guest-root", no_lvm.as_str()),
+        (&by_hand, "(by-hand)", "dmsetup remove --retry by-hand"),
+        (&mount, "mounted at /mnt", "true"),
+    ] {
+        node.check(take).await?;
+        let (code, said) = examine(cluster, "node1", VOLUME).await?;
+        finding(&said, DEVICE, &["note", "in use", shown])?;
+        ensure!(code == 0, "it is no fault that {shown}: {said:#}");
+        node.check(release).await?;
+    }
+    let refused = cluster.try_ask(&format!("unmap {VOLUME} --timeout 10s")).await?;
+    ensure!(refused.code != 0, "it was unmapped while it is mounted: {}", refused.stdout);
+    cluster.stuck(&["mounted at /mnt"]).await?;
+    node.check("touch /mnt/file; sync /mnt/file; umount /mnt").await?;
+    cluster.until("unmapped").await
 }

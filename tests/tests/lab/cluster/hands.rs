@@ -6,13 +6,13 @@ use img_storage_tests::lab::{
     Guest, Lab,
     cluster::{Cluster, DEVICE, DONE, VOLUME, Writer, ZVOL, holds},
 };
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-/// Fills a pool but for little; `rm` of the file makes room again.
-async fn fill(guest: &Guest, pool: &str) -> anyhow::Result<()> {
+/// Fills a pool but for so many KiB.
+async fn fill(guest: &Guest, pool: &str, left: u64) -> anyhow::Result<()> {
     // Reserved room is as good as written, and quicker.
     let script = format!(
-        "avail=$(zfs get -Hpo value available {pool}); zfs create -o reservation=$((avail - 8 * 1024 * 1024)) {pool}/ballast"
+        "avail=$(zfs get -Hpo value available {pool}); zfs create -o reservation=$((avail - {left} * 1024)) {pool}/ballast"
     );
     guest.check(&script).await?;
     Ok(())
@@ -37,7 +37,7 @@ pub async fn hands_meddle(lab: &Lab) -> anyhow::Result<()> {
     writer.works().await?;
 
     // No room for the local copy: the guest stays where it is.
-    fill(node, "vmpool").await?;
+    fill(node, "vmpool", 8 << 10).await?;
     cluster.ask(&format!("map {VOLUME} node1 --sync")).await?;
     cluster.stuck(&["space", "room"]).await?;
     writer.works().await?;
@@ -46,11 +46,9 @@ pub async fn hands_meddle(lab: &Lab) -> anyhow::Result<()> {
     writer.works().await?;
 
     // No room for what comes home: it stays on the node, and comes when there is some.
-    fill(nas, "tank").await?;
-    let begun = Instant::now();
-    while begun.elapsed() < Duration::from_secs(25) {
-        writer.works().await?;
-    }
+    fill(nas, "tank", 128).await?;
+    cluster.stuck(&["space", "room"]).await?;
+    writer.works().await?;
     make_room(nas, "tank").await?;
     cluster.ask(&format!("sync {VOLUME}")).await?;
 

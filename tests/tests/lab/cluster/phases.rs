@@ -1,11 +1,12 @@
-//! Power cuts and killed daemons in the phases that last moments: the accident comes when the daemon's log says that its phase has begun.
+//! Power cuts, killed daemons and pulled cables in the phases that last moments: the accident comes when the daemon's log says that its phase
+//! has begun.
 
 use anyhow::Context as _;
 use img_storage_tests::lab::{
     Lab,
     cluster::{Cluster, DEVICE, DONE, VOLUME, Writer, ZVOL, holds},
 };
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 /// What happens to a host. Which has one name as a machine and as a daemon.
 #[derive(Clone, Copy, Debug)]
@@ -14,9 +15,14 @@ enum Accident {
     Killed,
     /// It loses its power, with what was not flushed, and starts again.
     PowerCut,
+    /// Nothing it says is heard for some seconds, and it hears nothing.
+    Away,
 }
 
-use Accident::{Killed, PowerCut};
+use Accident::{Away, Killed, PowerCut};
+
+/// How long a cable is out: longer than the kernel's and the bus's first tries to reach who is away.
+const OUT: Duration = Duration::from_secs(8);
 
 /// On the way to the node: what the log of which daemon says when the phase begins, and what happens to whom.
 const THERE: [(&str, &str, &str, Accident); 4] = [
@@ -24,6 +30,23 @@ const THERE: [(&str, &str, &str, Accident); 4] = [
     ("nas", "copied; node1 may switch", "node1", Killed),
     ("node1", "the guest's writes: OverRemote", "nas", PowerCut),
     ("node1", "the guest's writes: MergingLocal", "node1", Killed),
+];
+
+/// On the way there once more, with everything that was copied before at hand. What is in the overlay is on this node alone.
+const AGAIN: [(&str, &str, &str, Accident); 2] = [
+    ("node1", "the guest's writes: OverRemote", "node1", Away),
+    ("node1", "the guest's writes: MergingLocal", "node1", PowerCut),
+];
+
+/// A write-back, while the guest works on.
+const HOME: [(&str, &str, &str, Accident); 2] =
+    [("nas", "write-back ordered from node1", "node1", Killed), ("node1", "a snapshot is taken", "nas", PowerCut)];
+
+/// The last one, and what follows it.
+const LAST: [(&str, &str, &str, Accident); 3] = [
+    ("nas", "the last one", "nas", PowerCut),
+    ("node1", "a snapshot is taken", "node1", Away),
+    ("nas", "came home", "node1", Killed),
 ];
 
 /// On the way back.
@@ -34,12 +57,17 @@ const BACK: [(&str, &str, &str, Accident); 3] = [
 ];
 
 /// A guest writes on while its volume goes to the node and back, and in each phase something happens to one of the two; then the node itself loses
-/// its power with the guest, in the middle of a switch, and the NAS while the last write-back is on its way.
+/// its power with the guest, in the middle of a switch, and more happens while writes go home, the last ones too.
 pub async fn every_phase_has_its_accident(lab: &Lab) -> anyhow::Result<()> {
     let cluster = Cluster::start(lab).await?;
     cluster.ask(&format!("create {VOLUME} --size 64M")).await?;
     cluster.ask(&format!("map {VOLUME} node1")).await?;
     let writer = Writer::on(&cluster, "node1").await?;
+    for host in ["nas", "node1"] {
+        cluster.kill(host).await?;
+        again(&cluster, host).await?;
+    }
+    writer.works().await?;
     let there = format!("map {VOLUME} node1 --sync");
     accidents(&cluster, &there, &THERE).await?;
     cluster.until("local").await?;
@@ -53,14 +81,19 @@ pub async fn every_phase_has_its_accident(lab: &Lab) -> anyhow::Result<()> {
     cluster.until("remote").await?;
     writer.works().await?;
 
-    // What is in the overlay is on this node alone.
-    accidents(&cluster, &there, &[("node1", "the guest's writes: MergingLocal", "node1", PowerCut)]).await?;
+    accidents(&cluster, &there, &AGAIN).await?;
     cluster.until("local").await?;
     let known = writer.known().await?;
     holds(&cluster, "node1", DEVICE, &known).await?;
 
-    // The last difference is on its way home.
-    accidents(&cluster, &format!("unmap {VOLUME} --no-wait"), &[("nas", "the last one", "nas", PowerCut)]).await?;
+    let writer = Writer::on(&cluster, "node1").await?;
+    accidents(&cluster, &format!("sync {VOLUME} --no-wait"), &HOME).await?;
+    cluster.until("local").await?;
+    writer.works().await?;
+    writer.off().await?;
+    let known = writer.known().await?;
+
+    accidents(&cluster, &format!("unmap {VOLUME} --no-wait"), &LAST).await?;
     cluster.until("unmapped").await?;
     holds(&cluster, "nas", ZVOL, &known).await?;
     writer.forget().await?;
@@ -78,11 +111,9 @@ async fn accidents(cluster: &Cluster<'_>, ask: &str, all: &[(&str, &str, &str, A
     cluster.ask(ask).await?;
     for (who, says, victim, accident) in all {
         let from = before.get(who).copied().unwrap_or(0) + 1;
-        cluster
-            .guest(who)?
-            .wait_for(&format!("tail -n +{from} /run/lab/{who}.all | grep -q \"{says}\""), DONE)
-            .await
-            .with_context(|| format!("{who} never said {says:?}"))?;
+        // No asking again and again: some phases last for a moment.
+        let script = format!("grep -qm1 \"{says}\" < <(exec tail -n +{from} -F /run/lab/{who}.all 2> /dev/null)");
+        cluster.guest(who)?.check_within(&script, DONE).await.with_context(|| format!("{who} never said {says:?}"))?;
         println!("  {accident:?} on {victim}: {says}");
         match accident {
             Killed => {
@@ -95,6 +126,12 @@ async fn accidents(cluster: &Cluster<'_>, ask: &str, all: &[(&str, &str, &str, A
                 guest.start().await?;
                 cluster.after_boot(victim).await?;
                 before.remove(victim);
+            }
+            Away => {
+                let guest = cluster.guest(victim)?;
+                guest.link(false).await?;
+                tokio::time::sleep(OUT).await;
+                guest.link(true).await?;
             }
         }
     }

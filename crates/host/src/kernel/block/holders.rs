@@ -108,7 +108,10 @@ fn is_one(path: &Path, numbers: &[Number]) -> bool {
 
 fn stacked(dir: &Path, found: &mut Vec<Holder>) -> Result<(), HostError> {
     for name in names(&dir.join("holders"))?.unwrap_or_default() {
-        let known_as = text(&Path::new("/sys/class/block").join(&name).join("dm/name"))?;
+        let mapped = Path::new("/sys/class/block").join(&name).join("dm");
+        // Its names mean something to whoever knows who gave them.
+        let of_lvm = text(&mapped.join("uuid"))?.is_some_and(|uuid| uuid.starts_with("LVM-"));
+        let known_as = text(&mapped.join("name"))?.map(|name| if of_lvm { format!("LVM's {name}") } else { name });
         found.push(Holder::Device { name, known_as });
     }
     Ok(())
