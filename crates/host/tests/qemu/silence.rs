@@ -249,3 +249,20 @@ async fn the_network_goes_at_the_switch() {
     assert_eq!(history.error, None);
     history.check_all("local", &bed.read_local());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_relay_does_not_outlive_what_it_was_for() {
+    let bed = Bed::new().await;
+    let writer = bed.map_local().await;
+    let way = bed.push_begins(1).await;
+    bed.node(NodeStep::OpenIncoming { endpoint: bed.endpoint(way.port, &snapshot(1).to_string()) }).await;
+    let relay = bed.dir.path().join("run").join(format!("{}.b", bed.volume.id));
+    assert!(relay.exists());
+    bed.kill("run", "");
+    assert!(writer.stop().await.error.is_some(), "the guest noticed");
+    while bed.node_facts().await.qsd.known() != Some(&None) {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    bed.node(NodeStep::RemoveLocal).await;
+    assert!(!relay.exists());
+}

@@ -191,6 +191,8 @@ impl Steps<'_> {
         {
             return Err(HostError("the local copy is open in the volume's storage daemon; it stays".into()));
         }
+        // It may have outlived the storage daemon that it was for.
+        self.stop_relay().await?;
         self.local.destroy()
     }
 
