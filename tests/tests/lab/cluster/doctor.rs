@@ -149,8 +149,12 @@ pub async fn the_doctor_names_the_culprit(lab: &Lab) -> anyhow::Result<()> {
 /// mount. When that is over, the volume is unmapped.
 async fn stacked(cluster: &Cluster<'_>) -> anyhow::Result<()> {
     let node = cluster.guest("node1")?;
-    let lvm = format!("pvcreate -qqy {DEVICE}; vgcreate -qq guest {DEVICE}; lvcreate -qq -y -l 2 -n root guest");
-    let no_lvm = format!("vgchange -qq -an guest; vgremove -qq -f guest; pvremove -qq {DEVICE}");
+    // The guest's disk is seen by both its names; who really wants it uses the one.
+    let filter = "c='--config=devices/global_filter=[\"r|^/dev/sd|\"]'";
+    let lvm = format!(
+        "{filter}; pvcreate \"$c\" -qqy {DEVICE}; vgcreate \"$c\" -qq guest {DEVICE}; lvcreate \"$c\" -qq -y -l 2 -n root guest"
+    );
+    let no_lvm = format!("{filter}; vgchange \"$c\" -qq -an guest; vgremove \"$c\" -qq -f guest; pvremove \"$c\" -qq {DEVICE}");
     let by_hand = format!("echo 0 2048 linear {DEVICE} 0 | dmsetup create by-hand");
     let mount = format!("mkfs.ext4 -q -F {DEVICE}; mount {DEVICE} /mnt");
     for (take, shown, release) in [

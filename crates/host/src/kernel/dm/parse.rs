@@ -92,6 +92,37 @@ mod tests {
         assert!(states("253|0|0|Active|Sideways|Writeable|u|n\n").is_err());
     }
 
+    /// A line for each phase of a volume: which, and what `info`, `table` and `status` print then.
+    const PHASES: &str = include_str!("../../../tests/transcripts/dmsetup.tsv");
+
+    #[test]
+    fn what_dmsetup_prints_in_each_phase_is_understood() {
+        let (disk, local, cow) = (at(8, 0), at(230, 0), at(230, 16));
+        let snapshot = |origin| Layer::Snapshot { origin, overlay: cow, chunk: 32 };
+        let merge = |origin| Layer::SnapshotMerge { origin, overlay: cow, chunk: 32 };
+        let used = |allocated| Some(Overlay::Used { allocated, total: 166_464, bookkeeping: 64 });
+        let expected = [
+            (Layer::Linear { device: disk }, None),
+            (snapshot(disk), used(960)),
+            (merge(local), used(64)),
+            (Layer::Linear { device: local }, None),
+            (snapshot(local), used(1216)),
+            (merge(disk), used(64)),
+        ];
+        let lines: Vec<Vec<&str>> = PHASES.lines().map(|line| line.split('\t').collect()).collect();
+        assert_eq!(lines.len(), expected.len());
+        for (line, (layer, has)) in lines.iter().zip(expected) {
+            let [_, info, put, status] = line[..] else { panic!("{line:?}") };
+            let found = states(info).unwrap();
+            assert_eq!(
+                (found.len(), found[0].name.as_str(), found[0].live, found[0].suspended),
+                (1, "nas.tank.vol1", true, false)
+            );
+            assert_eq!(table(put), Ok(Table::Layer { layer, size: 64 << 20 }));
+            assert_eq!(overlay(status), Ok(has));
+        }
+    }
+
     fn at(major: u32, minor: u32) -> Number {
         Number { major, minor }
     }

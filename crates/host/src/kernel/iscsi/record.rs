@@ -96,4 +96,23 @@ mod tests {
         assert_eq!(new, expected);
         assert_eq!(edited(&new, &[("node.session.auth.password", "a=b".into())]).lines().count(), 5);
     }
+
+    /// As open-iscsi made it, with our settings in it.
+    const RECORD: &str = include_str!("../../../tests/transcripts/iscsi-record.txt");
+
+    #[test]
+    fn a_record_of_open_iscsi_stays_one() {
+        let wanted = Wanted {
+            target: "iqn.2026-11.org.img-storage:nas.v.e2".into(),
+            portal: "10.77.0.2:3260".parse().unwrap(),
+            chap: super::super::Chap { user: "img-storage-e2".into(), password: "fedcba9876543210".into() },
+            replacement_timeout: Duration::from_secs(600),
+            noop: (Duration::from_secs(5), Duration::from_secs(5)),
+        };
+        let new = edited(RECORD, &settings(&wanted, Duration::from_secs(18)));
+        let changed: Vec<&str> = new.lines().filter(|line| !RECORD.lines().any(|old| old == *line)).collect();
+        assert_eq!(changed, ["node.session.auth.username = img-storage-e2", "node.session.auth.password = fedcba9876543210"]);
+        assert_eq!(new.lines().count(), RECORD.lines().count());
+        assert!(new.starts_with("# BEGIN RECORD 2.1.8\n") && new.ends_with("\n# END RECORD\n"));
+    }
 }

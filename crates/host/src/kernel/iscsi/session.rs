@@ -66,3 +66,40 @@ fn portal(sysfs: &Path, id: u32) -> Result<Option<SocketAddr>, HostError> {
     };
     Ok(address.parse().ok().zip(port.parse().ok()).map(|(address, port)| SocketAddr::new(address, port)))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    const TREE: &str = include_str!("../../../tests/transcripts/iscsi-session.txt");
+
+    #[test]
+    fn a_session_is_what_the_kernel_shows() {
+        let sysfs = tempfile::tempdir().unwrap();
+        let all_of = |prefix: &str| all(sysfs.path(), prefix);
+        assert_eq!(all_of("iqn."), Ok(Vec::new()), "without the module there is none");
+        for line in TREE.lines() {
+            let (path, text) = line.split_once('\t').unwrap();
+            let path = sysfs.path().join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, format!("{text}\n")).unwrap();
+        }
+        let target = "iqn.2026-11.org.img-storage:nas.01a20785ac1a7bfbb0349aecc9f7b1f3.e1".to_owned();
+        let session = Session {
+            id: 3,
+            target,
+            state: State::LoggedIn,
+            portal: Some("10.77.0.2:3260".parse().unwrap()),
+            initiator: Some("iqn.1993-08.org.debian:01:node1".to_owned()),
+        };
+        assert_eq!(all_of("iqn.2026-11.org.img-storage:"), Ok(vec![session.clone()]));
+        assert_eq!(all_of("iqn.2003-01.org.linux-iscsi:"), Ok(Vec::new()), "another's is none of ours");
+        // What has no name yet, or no more, is no session yet; a word of a newer kernel is kept.
+        let dir = sysfs.path().join("class/iscsi_session/session3");
+        fs::write(dir.join("state"), "DREAMING\n").unwrap();
+        assert_eq!(all_of("iqn."), Ok(vec![Session { state: State::Other("DREAMING".to_owned()), ..session }]));
+        fs::remove_file(dir.join("targetname")).unwrap();
+        assert_eq!(all_of("iqn."), Ok(Vec::new()));
+    }
+}
