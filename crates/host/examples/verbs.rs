@@ -72,9 +72,7 @@ async fn zfs(words: &[&str]) -> Said {
         ["hold", name] => show(&zfs.hold(&parse(name)?, TAG).await?),
         ["release", name] => show(&zfs.release(&parse(name)?, TAG).await?),
         ["destroy", name, volume] => show(&zfs.destroy_volume(&parse(name)?, volume, TAG).await?),
-        ["destroy-snapshot", name, guid, volume] => {
-            show(&zfs.destroy_snapshot(&parse(name)?, Guid(parse(guid)?), volume, TAG).await?)
-        }
+        ["destroy-snapshot", name, volume] => show(&zfs.destroy_snapshot(&parse(name)?, volume, TAG).await?),
         ["set", name, property, value] => show(&zfs.set(&parse(name)?, property, value).await?),
         ["unset", name, property] => show(&zfs.unset(&parse(name)?, property).await?),
         ["grow", name, size] => show(&zfs.grow(&parse(name)?, parse(size)?).await?),

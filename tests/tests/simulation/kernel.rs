@@ -2,10 +2,13 @@
 //! under their guests.
 
 use super::act::{Act, LARGER};
-use img_storage_model::{Size, VolumeId, api::Phase};
+use img_storage_model::{
+    Size, VolumeId,
+    api::{Phase, Request, VolumeView},
+};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 /// Unmapped while it is copied and mapped to another node at once, and back.
 pub async fn elsewhere(act: &mut Act) -> Result<(), String> {
@@ -51,6 +54,45 @@ pub async fn warm(act: &mut Act) -> Result<(), String> {
     act.is(Phase::Local).await?;
     act.guest_works(60).await;
     act.unmap(false).await
+}
+
+/// The overlay runs full, at the switch and while the guest is brought back.
+pub async fn full(act: &mut Act) -> Result<(), String> {
+    act.set(&[("download-speed", Some("64K")), ("upload-speed", Some("64K"))]).await?;
+    act.site.world.overlays_hold(Some(1));
+    act.map(0, true).await?;
+    nothing_ends(act, Phase::Local).await?;
+    act.map(0, true).await?;
+    act.is(Phase::Local).await?;
+    act.guest_works(100).await;
+    act.site.world.overlays_hold(Some(1));
+    asked(act, Request::BringBack { volume: act.volume }).await;
+    nothing_ends(act, Phase::Remote).await
+}
+
+/// Asks for something that is not expected to come about soon.
+async fn asked(act: &Act, request: Request) {
+    let _ = timeout(Duration::from_secs(30), act.site.ask(request)).await;
+}
+
+/// A full overlay is of no use to anybody, and has writes that were answered: it is said, and nothing is ended whatever is asked, until
+/// somebody mends it. Where a fault let it get by without, it is in the phase.
+async fn nothing_ends(act: &mut Act, phase: Phase) -> Result<(), String> {
+    let (node, volume) = (act.node(0), act.volume);
+    let says = |why: &str| why.contains("takes no more writes");
+    let stuck = |v: &VolumeView| v.stuck.as_ref().is_some_and(|trouble| says(&trouble.why));
+    act.site.until(volume, "full, or past it", |v| v.phase == phase || stuck(v)).await?;
+    if act.site.world.ran_full(&node, volume) {
+        act.site.until(volume, "full", stuck).await?;
+        asked(act, Request::Unmap { volume, force: true }).await;
+        if !act.site.world.ran_full(&node, volume) || act.view().await.is_some_and(|v| v.phase == Phase::Unmapped) {
+            return Err("a full overlay with answered writes was given up".to_owned());
+        }
+    }
+    act.site.world.overlays_hold(None);
+    act.unmap(true).await?;
+    act.guest = None;
+    Ok(())
 }
 
 /// Several volumes on one node, which may keep one copy. One is deleted while the node is away, another while it is there.

@@ -46,6 +46,7 @@ pub const SCENARIOS: &[(&str, Play)] = &[
     ("k-warm", |a| Box::pin(kernel::warm(a))),
     ("k-grow", |a| Box::pin(kernel::grow(a))),
     ("k-quota", |a| Box::pin(kernel::quota(a))),
+    ("k-full", |a| Box::pin(kernel::full(a))),
 ];
 
 /// Plays one.

@@ -189,11 +189,7 @@ pub async fn take(zfs: &Zfs, zvol: &Dataset, id: SnapshotId) -> Result<(), HostE
 /// # Errors
 /// When it is still there.
 pub async fn give_up(zfs: &Zfs, zvol: &Dataset, id: SnapshotId, volume: VolumeId) -> Result<(), HostError> {
-    let name = at(zvol, id)?;
-    match zfs.find_snapshot(&name).await? {
-        Some(found) => zfs.destroy_snapshot(&name, found.guid, &volume.to_string(), HOLD).await,
-        None => Ok(()),
-    }
+    zfs.destroy_snapshot(&at(zvol, id)?, &volume.to_string(), HOLD).await
 }
 
 /// A length in whole blocks of a zvol.

@@ -324,17 +324,26 @@ async fn connect<S>(address: &str, stream: impl Future<Output = io::Result<S>>) 
     }
 }
 
+/// Reads what a server says first, before TLS too; its flags.
+///
+/// # Errors
+/// When it does not speak NBD, or breaks off.
+pub async fn greeting(reader: &mut (impl AsyncRead + Unpin)) -> Result<u16, NbdError> {
+    let (magic, option_magic) = (reader.read_u64().await?, reader.read_u64().await?);
+    let flags = reader.read_u16().await?;
+    if magic != wire::MAGIC || option_magic != wire::OPTION_MAGIC || flags & wire::FIXED_NEWSTYLE == 0 {
+        return Err(Malformed("the server does not speak fixed newstyle NBD").into());
+    }
+    Ok(flags)
+}
+
 async fn handshake(
     reader: &mut (impl AsyncRead + Unpin),
     writer: &mut (impl AsyncWrite + Unpin),
     export: &str,
     wanted: &[String],
 ) -> Result<(ExportInfo, Vec<(u32, String)>), NbdError> {
-    let (magic, option_magic) = (reader.read_u64().await?, reader.read_u64().await?);
-    let flags = reader.read_u16().await?;
-    if magic != wire::MAGIC || option_magic != wire::OPTION_MAGIC || flags & wire::FIXED_NEWSTYLE == 0 {
-        return Err(Malformed("the server does not speak fixed newstyle NBD").into());
-    }
+    let flags = greeting(reader).await?;
     writer.write_all(&u32::from(wire::FIXED_NEWSTYLE | (flags & wire::NO_ZEROES)).to_be_bytes()).await?;
     let mut ask = Ask { reader, writer, export };
     ask.option("structured replies", wire::OPT_STRUCTURED_REPLY, &[]).await?;

@@ -27,6 +27,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 
 use crate::exec;
+use crate::nbd;
 use crate::qsd::Qsd;
 use crate::{HostError, Work};
 
@@ -143,14 +144,20 @@ fn during<E: std::fmt::Display>(what: impl std::fmt::Display) -> impl FnOnce(E) 
     move |error| HostError(format!("cannot {what}: {error}"))
 }
 
-/// Makes sure that somebody answers at an endpoint, in bounded time.
+/// Makes sure that a NAS greets at an endpoint, in bounded time: a connection alone proves little, the kernel makes it for a
+/// process that is stopped as well.
 async fn knock(endpoint: &Endpoint) -> Result<(), HostError> {
-    let at = format!("{}:{}", endpoint.host, endpoint.port);
-    let connect = tokio::net::TcpStream::connect((endpoint.host.as_str(), endpoint.port));
-    match tokio::time::timeout(KNOCK, connect).await {
+    let at = format!("{} at {}:{}", endpoint.server, endpoint.host, endpoint.port);
+    let hint = "see whether it is up and the network leads there";
+    let greeted = async {
+        let connect = tokio::net::TcpStream::connect((endpoint.host.as_str(), endpoint.port));
+        let mut stream = connect.await.map_err(|error| error.to_string())?;
+        nbd::greeting(&mut stream).await.map_err(|error| error.to_string())
+    };
+    match tokio::time::timeout(KNOCK, greeted).await {
         Ok(Ok(_)) => Ok(()),
-        Ok(Err(error)) => Err(HostError(format!("cannot reach {} at {at}: {error}", endpoint.server))),
-        Err(_) => Err(HostError(format!("{} does not answer at {at} within {KNOCK:?}", endpoint.server))),
+        Ok(Err(error)) => Err(HostError(format!("cannot reach {at}: {error}; {hint}"))),
+        Err(_) => Err(HostError(format!("no answer from {at} within {KNOCK:?}; {hint}"))),
     }
 }
 

@@ -6,5 +6,6 @@ mod accident;
 mod bed;
 mod image;
 mod life;
+mod silence;
 mod speed;
 mod writer;

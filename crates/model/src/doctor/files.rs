@@ -80,7 +80,7 @@ pub enum Purpose {
     Reader,
     /// A guest's device on a node.
     Guest,
-    /// A node's way to the NAS for a bring-back.
+    /// A node's way to the NAS for a write-back or a bring-back.
     Relay,
 }
 

@@ -84,6 +84,15 @@ pub struct Context<'a> {
     pub speeds: Speeds,
 }
 
+/// Why a mapping does not end whose node had the newest writes and says now that nothing is left there.
+fn never_home(m: &Mapping) -> String {
+    format!(
+        "{} says that nothing of the volume is mapped there, and its last write-back never came home: is its ledger an old one? \
+         `img-storage doctor` there shows what it has; nothing is ended",
+        m.node
+    )
+}
+
 impl Context<'_> {
     /// How fast a stream may go.
     pub fn speed(&self, way: kernel::Way) -> Speed {

@@ -2,12 +2,15 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
 
+#[path = "../common/mod.rs"]
+mod common;
 mod files;
 mod nas;
 mod node;
 
+pub use common::{E, assign, host, snapshot, volume};
 use img_storage_model::{
-    Dataset, Epoch, Fact, HostName, Plane, Size, SnapshotId, VolumeId,
+    Dataset, Epoch, Fact, Plane, Size, VolumeId,
     doctor::{
         Diagnosis, Finding, Level, Zvol,
         shown::{OUR_HOLD, Place, Pool, Snapshot},
@@ -18,28 +21,22 @@ use img_storage_model::{
 use jiff::Timestamp;
 use uuid::Uuid;
 
-/// The mapping's epoch in every table.
-pub const E: Epoch = Epoch(3);
 pub const SIZE: u64 = 64 << 20;
 
-pub fn host(name: &str) -> HostName {
-    name.parse().unwrap()
+pub fn mapping(want: Want, authority: Authority) -> Mapping {
+    Mapping { node: host("node1"), device: DeviceKind::Block, port: 3260, ..common::mapping(want, authority) }
 }
 
-pub fn volume() -> VolumeId {
-    VolumeId(Uuid::from_u128(1))
-}
-
-pub fn snapshot(n: u128) -> SnapshotId {
-    SnapshotId(Uuid::from_u128(100 + n))
+pub fn row(plane: Plane, mapping: Option<Mapping>) -> VolumeRecord {
+    VolumeRecord { plane, size: Size::exact(SIZE).unwrap(), assign: None, ..common::row(mapping) }
 }
 
 pub fn dataset(name: &str) -> Dataset {
     Dataset::new(name).unwrap()
 }
 
-pub fn zvol(name: &str, snapshots: &[u128]) -> Zvol {
-    let ours = |n: &u128| Snapshot { name: snapshot(*n).to_string(), ours: true, holds: vec![OUR_HOLD.to_owned()] };
+pub fn zvol(name: &str, snapshots: &[u8]) -> Zvol {
+    let ours = |n: &u8| Snapshot { name: snapshot(*n).to_string(), ours: true, holds: vec![OUR_HOLD.to_owned()] };
     Zvol {
         name: dataset(name),
         mark: Some(volume().to_string()),
@@ -62,48 +59,6 @@ pub fn place(name: &str, zvols: Vec<Zvol>) -> Place {
 
 pub fn pools(name: &str) -> Fact<Vec<Pool>> {
     Fact::Known(vec![Pool { name: name.to_owned(), health: "ONLINE".to_owned(), read_only: false }])
-}
-
-pub fn mapping(want: Want, authority: Authority) -> Mapping {
-    Mapping {
-        node: host("node1"),
-        epoch: E,
-        device: DeviceKind::Block,
-        request: img_storage_model::RequestId(Uuid::from_u128(9)),
-        since: Timestamp::UNIX_EPOCH,
-        want,
-        force: false,
-        abandon: false,
-        port: 3260,
-        revision_floor: 0,
-        authority,
-        pivoted_at: None,
-        layer: Default::default(),
-        push: None,
-        accepted: None,
-        sync_now: false,
-        copying: Default::default(),
-        base_unsure: false,
-    }
-}
-
-pub fn row(plane: Plane, mapping: Option<Mapping>) -> VolumeRecord {
-    VolumeRecord {
-        id: volume(),
-        pool: "tank".parse().unwrap(),
-        name: "vol1".parse().unwrap(),
-        plane,
-        size: Size::exact(SIZE).unwrap(),
-        created: Timestamp::UNIX_EPOCH,
-        stage: Stage::Ready,
-        epoch: E,
-        asked: None,
-        asked_before: Vec::new(),
-        lent: false,
-        attributes: Default::default(),
-        assign: None,
-        mapping,
-    }
 }
 
 /// What differs, in one line each.

@@ -43,7 +43,7 @@ fn local() -> Option<Mapping> {
     Some(Mapping { accepted, ..mapping(Want::Local, Authority::Node) })
 }
 
-fn vol1(snapshots: &[u128]) -> Zvol {
+fn vol1(snapshots: &[u8]) -> Zvol {
     zvol("tank/vol1", snapshots)
 }
 

@@ -19,28 +19,9 @@ const LABEL: &str = "nas.tank.vol1";
 
 fn record(lies: Lies, want: Want) -> NodeRecord {
     let export = Endpoint { host: "nas".to_owned(), port: 3260, export: "iqn.e3".to_owned(), server: host("nas") };
-    let mut record = NodeRecord::new(Assign {
-        volume: volume(),
-        name: "tank/vol1".to_owned(),
-        nas: host("nas"),
-        size: Size::exact(SIZE).unwrap(),
-        epoch: E,
-        revision: 5,
-        want,
-        device: DeviceKind::Block,
-        force: false,
-        export: Some(export),
-        granted: false,
-        push: None,
-        accepted: None,
-        release: false,
-        back: None,
-        speeds: Default::default(),
-        asked: None,
-        plane: Plane::Kernel,
-        kernel: None,
-        proof: None,
-    });
+    let size = Size::exact(SIZE).unwrap();
+    let mut record =
+        NodeRecord::new(Assign { size, device: DeviceKind::Block, export: Some(export), plane: Plane::Kernel, ..assign(want) });
     record.local = Some(E);
     record.apply(NodeChange::Lies(lies), jiff::Timestamp::UNIX_EPOCH);
     record

@@ -1,10 +1,6 @@
 //! The NAS's planner on the kernel plane.
 
-use crate::{
-    kernel_node::point,
-    nas::{mapping, row},
-    things::*,
-};
+use crate::{kernel_node::point, things::*};
 use img_storage_model::{
     Decision, Epoch, Fact, Plane,
     messages::{IscsiLogin, KernelReport, NodePhase, Peer, Report, Want},

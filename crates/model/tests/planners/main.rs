@@ -2,6 +2,8 @@
 //!
 //! Whether what they decide leads anywhere is tested by the simulation; here each decision is looked at alone.
 
+#[path = "../common/mod.rs"]
+mod common;
 mod kernel_nas;
 mod kernel_node;
 mod nas;

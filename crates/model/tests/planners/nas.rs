@@ -2,8 +2,8 @@
 
 use crate::things::*;
 use img_storage_model::{
-    Decision, Epoch, Extents, Fact, Plane, RequestId, SnapshotId,
-    messages::{Assign, ContentDigest, DeviceKind, NodePhase, Report, Want},
+    Decision, Epoch, Extents, Fact, SnapshotId,
+    messages::{Assign, ContentDigest, NodePhase, Report, Want},
     nas::{
         self, Accepted, Authority, Context, Mapping, NasChange, NasLayer, PushState, Stage, VolumeRecord,
         qemu::{DiskFile, ExportFacts, IncomingFacts, NasFacts, NasStep},
@@ -12,49 +12,6 @@ use img_storage_model::{
 };
 use jiff::Timestamp;
 use proptest::prelude::*;
-use uuid::Uuid;
-
-pub fn mapping(want: Want, authority: Authority) -> Mapping {
-    Mapping {
-        node: host("c0"),
-        epoch: E,
-        device: DeviceKind::Nbd,
-        request: RequestId(Uuid::from_u128(9)),
-        since: Timestamp::UNIX_EPOCH,
-        want,
-        force: false,
-        abandon: false,
-        port: 7,
-        revision_floor: 0,
-        authority,
-        pivoted_at: None,
-        layer: NasLayer::Disk,
-        push: None,
-        accepted: None,
-        sync_now: false,
-        copying: Default::default(),
-        base_unsure: false,
-    }
-}
-
-pub fn row(mapping: Option<Mapping>) -> VolumeRecord {
-    VolumeRecord {
-        id: volume(),
-        pool: "tank".parse().unwrap(),
-        name: "vol1".parse().unwrap(),
-        plane: Plane::Qemu,
-        size: size(),
-        created: Timestamp::UNIX_EPOCH,
-        stage: Stage::Ready,
-        epoch: E,
-        asked: None,
-        asked_before: Vec::new(),
-        lent: false,
-        attributes: Default::default(),
-        assign: mapping.is_some().then(|| assign(Want::Remote)),
-        mapping,
-    }
-}
 
 pub fn facts() -> NasFacts {
     NasFacts {
@@ -212,6 +169,31 @@ fn the_local_copy_is_released_after_the_last_write_back_only() {
     }
     assert!(!release(Mapping { layer: NasLayer::Overlay, ..mapping(Want::Remote, Authority::Nas) }));
     assert!(release(mapping(Want::Remote, Authority::Nas)));
+}
+
+#[test]
+fn a_mapping_does_not_end_before_the_newest_writes_are_home() {
+    let gone = report(NodePhase::Gone, false);
+    let accepted = |last| Some(Accepted { push: snapshot(1), at: Timestamp::UNIX_EPOCH, last });
+    let exported = exporting(export("e3", NasLayer::Disk, None));
+    // Also by force, which has no say in what a node has: its disk is the only one with them.
+    for m in [
+        mapping(Want::Gone, Authority::Node),
+        Mapping { accepted: accepted(false), ..mapping(Want::Gone, Authority::Node) },
+        Mapping { force: true, abandon: true, ..mapping(Want::Gone, Authority::Node) },
+    ] {
+        for f in [facts(), exported.clone()] {
+            let Decision::Stuck(why) = decide(&row(Some(m.clone())), &f, Some(&gone)) else { panic!("it ended: {m:?}") };
+            assert!(why.contains("never came home") && why.contains("img-storage doctor"), "{why}");
+        }
+    }
+    // A write-back under way is given up first.
+    let under_way = Mapping { push: Some(pushing(false, true)), ..mapping(Want::Gone, Authority::Node) };
+    let f = incoming(snapshot(1), true);
+    assert!(matches!(decide(&row(Some(under_way)), &f, Some(&gone)), Decision::Record(NasChange::PushFailed { .. })));
+    let home = row(Some(Mapping { accepted: accepted(true), ..mapping(Want::Gone, Authority::Node) }));
+    assert_eq!(decide(&home, &exported, Some(&gone)), Decision::Do(NasStep::StopExport));
+    assert_eq!(decide(&home, &facts(), Some(&gone)), Decision::Record(NasChange::Unmapped));
 }
 
 #[test]
@@ -406,6 +388,7 @@ proptest! {
             (Decision::Record(NasChange::Unmapped), Some(m)) => {
                 let over = phase == Some(NodePhase::Gone) || (m.abandon && m.authority == Authority::Nas);
                 prop_assert!(m.want == Want::Gone && over && export.is_none());
+                prop_assert!(m.authority != Authority::Node || m.accepted.as_ref().is_some_and(|a| a.last), "not home");
             }
             (Decision::Record(NasChange::Order { .. }), Some(m)) => {
                 prop_assert!(m.push.is_none() && m.authority == Authority::Node);

@@ -1,35 +1,12 @@
 //! Rows, facts and reports to begin from, and arbitrary ones.
 
+pub use crate::common::*;
 use img_storage_model::{
-    Epoch, Extents, Fact, HostName, Size, SnapshotId, VolumeId,
-    messages::{Assign, BackOrder, ContentDigest, DeviceKind, Endpoint, NodePhase, PushOrder, Report, Want},
+    Epoch, Extents, Fact, SnapshotId,
+    messages::{Assign, BackOrder, ContentDigest, Endpoint, NodePhase, PushOrder, Report, Want},
     node::{Job, JobState, PushOutcome, PushResult, qemu::Incremental},
 };
 use proptest::prelude::*;
-use uuid::Uuid;
-
-/// The mapping's epoch in every table.
-pub const E: Epoch = Epoch(3);
-
-pub fn host(name: &str) -> HostName {
-    name.parse().unwrap()
-}
-
-pub fn size() -> Size {
-    Size::exact(1 << 30).unwrap()
-}
-
-pub fn volume() -> VolumeId {
-    VolumeId(Uuid::from_u128(1))
-}
-
-pub fn snapshot(n: u8) -> SnapshotId {
-    SnapshotId(Uuid::from_u128(100 + u128::from(n)))
-}
-
-pub fn endpoint(export: &str) -> Endpoint {
-    Endpoint { host: "nas".to_owned(), port: 7, export: export.to_owned(), server: host("nas") }
-}
 
 pub fn job(state: JobState) -> Job {
     Job { state, done: 1, total: 2, speed: 0 }
@@ -42,31 +19,6 @@ pub fn sent(push: SnapshotId) -> PushResult {
 
 pub fn failed(push: SnapshotId) -> PushResult {
     PushResult { push, outcome: PushOutcome::Failed { why: "no".to_owned() } }
-}
-
-pub fn assign(want: Want) -> Assign {
-    Assign {
-        volume: volume(),
-        name: "tank/vol1".to_owned(),
-        nas: host("nas"),
-        size: size(),
-        epoch: E,
-        revision: 5,
-        want,
-        device: DeviceKind::Nbd,
-        force: false,
-        export: Some(endpoint("e3")),
-        granted: false,
-        push: None,
-        accepted: None,
-        release: false,
-        back: None,
-        speeds: Default::default(),
-        asked: None,
-        plane: Default::default(),
-        kernel: None,
-        proof: None,
-    }
 }
 
 /// A report that answers [`assign`].

@@ -1,7 +1,7 @@
 //! When a write-back is due, what proves that none is needed, and what a node is told of speeds.
 
 use crate::{
-    nas::{assigned, facts, mapping, row},
+    nas::{assigned, facts},
     node::{copying, decide, file, record},
     things::*,
 };

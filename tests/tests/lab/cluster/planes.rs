@@ -30,8 +30,9 @@ pub async fn both_planes_and_minutes_without_network(lab: &Lab) -> anyhow::Resul
     tokio::time::sleep(Duration::from_secs(2)).await;
     node.link(false).await?;
     tokio::time::sleep(MINUTES).await;
-    node.link(true).await?;
+    // The guest on the storage daemon has everything where it is.
     qemu_io(node, &disk, "write -P 0x33 8M 8M").await?;
+    node.link(true).await?;
     cluster.until("local").await?;
     writer.works().await?;
 

@@ -3,15 +3,13 @@
 use super::Dm;
 use crate::{
     HostError,
-    kernel::{block::Number, blocking, names, text},
+    kernel::{blocking, names, text},
 };
 use std::path::Path;
 
 /// A device of ours, as `/sys` shows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Spot {
-    /// Its number.
-    pub number: Number,
     /// Its UUID.
     pub uuid: String,
     /// Whether it is suspended.
@@ -43,8 +41,8 @@ fn spot(devices: &Path, wanted: &str) -> Result<Option<Spot>, HostError> {
             continue;
         }
         // One that goes while it is looked at is gone.
-        let (Some(uuid), Some(suspended), Some(number)) = (of("dm/uuid")?, of("dm/suspended")?, of("dev")?) else { continue };
-        return Ok(Some(Spot { number: number.parse()?, uuid, suspended: suspended != "0" }));
+        let (Some(uuid), Some(suspended)) = (of("dm/uuid")?, of("dm/suspended")?) else { continue };
+        return Ok(Some(Spot { uuid, suspended: suspended != "0" }));
     }
     Ok(None)
 }
@@ -65,10 +63,10 @@ mod tests {
             }
         };
         add("sda", &[("dev", "8:0\n")]);
-        add("dm-0", &[("dev", "253:0\n"), ("dm/name", "vg-root\n"), ("dm/uuid", "LVM-x\n"), ("dm/suspended", "0\n")]);
-        add("dm-1", &[("dev", "253:1\n"), ("dm/name", "a.b.c\n"), ("dm/uuid", "IMG-STORAGE-1-e2\n"), ("dm/suspended", "1\n")]);
+        add("dm-0", &[("dm/name", "vg-root\n"), ("dm/uuid", "LVM-x\n"), ("dm/suspended", "0\n")]);
+        add("dm-1", &[("dm/name", "a.b.c\n"), ("dm/uuid", "IMG-STORAGE-1-e2\n"), ("dm/suspended", "1\n")]);
         let found = spot(dir.path(), "a.b.c").unwrap().unwrap();
-        assert_eq!(found, Spot { number: "253:1".parse().unwrap(), uuid: "IMG-STORAGE-1-e2".to_owned(), suspended: true });
+        assert_eq!(found, Spot { uuid: "IMG-STORAGE-1-e2".to_owned(), suspended: true });
         assert_eq!(spot(dir.path(), "a.b").unwrap(), None);
         assert!(spot(&dir.path().join("none"), "a.b.c").is_err(), "no /sys is no absence");
     }

@@ -3,20 +3,17 @@
 
 use super::{DESTROY, Look, SnapshotFacts, Zfs, Zvol};
 use crate::HostError;
-use img_storage_model::{Dataset, Guid, Snapshot};
+use img_storage_model::{Dataset, Snapshot};
 
 impl Zfs {
     /// Destroys one snapshot of a zvol of ours, after releasing our own hold on it. Nothing to do when it is not there.
     ///
     /// # Errors
-    /// When another snapshot has its name, when the zvol is not of the volume, when somebody else holds it, or when it is still there.
-    pub async fn destroy_snapshot(&self, snapshot: &Snapshot, guid: Guid, volume: &str, our_tag: &str) -> Result<(), HostError> {
+    /// When the zvol is not of the volume, when somebody else holds it, or when it is still there.
+    pub async fn destroy_snapshot(&self, snapshot: &Snapshot, volume: &str, our_tag: &str) -> Result<(), HostError> {
         let [found] = self.look([snapshot.dataset()]).await?;
         let Some(Look { zvol, snapshots }) = found else { return Ok(()) };
         let Some(found) = snapshots.into_iter().find(|found| found.name == *snapshot) else { return Ok(()) };
-        if found.guid != guid {
-            return Err(HostError(format!("{snapshot} is not the snapshot {guid} but {}; it is left alone", found.guid)));
-        }
         refuse_foreign(&zvol, volume)?;
         self.destroy_found(&found, our_tag).await
     }

@@ -94,7 +94,7 @@ impl Zvol {
 
     /// Whether every block of it has its place in the pool, so that no write to it can meet a full one.
     pub fn is_reserved(&self) -> bool {
-        self.size.is_some_and(|size| self.reserved >= size)
+        self.size.is_some_and(|size| reserve::holds_all(self.reserved, size))
     }
 }
 

@@ -15,14 +15,15 @@ impl Zfs {
     pub async fn reserve(&self, name: &Dataset) -> Result<(), HostError> {
         let place = self.place(name).await?;
         let missing = place.size.saturating_sub(place.written).saturating_sub(place.available);
-        if !place.is_reserved() && missing > 0 {
+        if !holds_all(place.reserved, place.size) && missing > 0 {
             return Err(HostError(format!(
                 "the pool of {name} lacks {missing} bytes of room for all that a guest may write to it; make room there"
             )));
         }
         // `auto` counts the metadata in.
         let Err(error) = self.run(&["set", "refreservation=auto", name.as_str()], CHANGE).await else { return Ok(()) };
-        if self.place(name).await?.is_reserved() { Ok(()) } else { Err(error) }
+        let place = self.place(name).await?;
+        if holds_all(place.reserved, place.size) { Ok(()) } else { Err(error) }
     }
 
     /// Lets others have the room that a zvol does not use.
@@ -49,10 +50,9 @@ struct Place {
     available: u64,
 }
 
-impl Place {
-    fn is_reserved(&self) -> bool {
-        self.size > 0 && self.reserved >= self.size
-    }
+/// Whether a reservation has room for every block of a zvol, so that no write to it can meet a full pool.
+pub(super) fn holds_all(reserved: u64, size: u64) -> bool {
+    size > 0 && reserved >= size
 }
 
 /// Four values, a line each; no reservation is `0` or `none`.
@@ -71,8 +71,7 @@ mod tests {
         assert!(place("67108864\n0\n24576\n").is_none(), "a value is missing");
         let read = place("67108864\nnone\n24576\n7795113984\n").unwrap();
         assert_eq!((read.size, read.reserved, read.written, read.available), (67_108_864, 0, 24_576, 7_795_113_984));
-        assert!(!read.is_reserved());
-        assert!(place("67108864\n71327744\n24576\n7795113984\n").unwrap().is_reserved());
+        assert!(!holds_all(0, 67_108_864) && holds_all(71_327_744, 67_108_864) && !holds_all(0, 0));
         assert!(place("67108864\n-\n24576\n7795113984\n").is_none());
     }
 }

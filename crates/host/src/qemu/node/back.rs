@@ -3,46 +3,25 @@
 //! From the mirror's start every write goes to both sides; what had changed before is filled in from the bitmaps, which are read
 //! after that start, so that every write is in the one or the other.
 //!
-//! The way to the NAS leads through a relay, a storage daemon of its own with a socket that is ours. A mirror that writes on both
-//! sides cannot be cancelled under a busy guest, only told to end when it has caught up (see [`Session::abandon`]), and with a NAS
-//! that is gone it never would. Then the relay is replaced by one that leads nowhere, where everything succeeds.
-
-use std::time::Duration;
+//! The way to the NAS leads through a relay (see [`super::relay`]). A mirror that writes on both sides cannot be cancelled under a
+//! busy guest, only told to end when it has caught up (see [`Session::abandon`]), and with a NAS that is gone it never would. Then
+//! the relay is replaced by one that leads nowhere, where everything succeeds.
 
 use img_storage_model::{
     attribute::Speed,
     messages::Endpoint,
     node::{JobState, Layer},
 };
-use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::json;
 
-use super::{PATIENCE, Steps, back_of, bitmap_name, connect, connection, disconnect, layer, merged, ours, put_top_on};
+use super::{PATIENCE, Steps, back_of, bitmap_name, connect, layer, merged, ours, put_top_on};
 use crate::HostError;
 use crate::qemu::graph::Graph;
 use crate::qemu::session::Session;
-use crate::qemu::{during, knock, read_mark, write_mark};
-use crate::qsd::Qsd;
+use crate::qemu::{during, read_mark, write_mark};
 
 /// Marks what is to be filled in.
 const FILL: &str = "fill";
-/// The relay's export.
-const RELAY: &str = "relay";
-
-/// A relay keeps nothing: it need not end well.
-const RELAY_GRACE: Duration = Duration::from_millis(300);
-
-/// What a relay was started for.
-#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
-enum RelayMark {
-    To(Endpoint),
-    Nowhere,
-}
-
-/// Whether the relay was started for a NAS.
-pub(super) fn leads_to_a_nas(relay: &Qsd) -> bool {
-    matches!(relay.mark(), Ok(RelayMark::To(_)))
-}
 
 impl Steps<'_> {
     pub(super) async fn open_back(&self, endpoint: &Endpoint) -> Result<(), HostError> {
@@ -56,19 +35,9 @@ impl Steps<'_> {
         let graph = session.graph().await?;
         let note = self.endpoint_note();
         write_mark(&note, endpoint).map_err(during(format!("write {}", note.display())))?;
-        knock(endpoint).await?;
-        let mut nas = connection(endpoint, "tls", 0);
-        nas["node-name"] = "to".into();
-        self.start_relay(
-            &RelayMark::To(endpoint.clone()),
-            vec![("--object", self.host.plane.client("tls")), ("--blockdev", nas)],
-        )
-        .await?;
-        let socket = self.relay_socket()?;
+        let relay = self.lead_to(endpoint).await?;
         for node in nodes {
-            let server = json!({"type": "unix", "path": socket});
-            let options = json!({"driver": "nbd", "export": RELAY, "discard": "unmap", "reconnect-delay": 0, "server": server});
-            session.add(&graph, &node, options).await?;
+            session.add(&graph, &node, relay.clone()).await?;
         }
         Ok(())
     }
@@ -172,38 +141,16 @@ impl Steps<'_> {
         self.qsd.dir().join("back")
     }
 
-    /// Closes the connections to the relay, and ends that.
+    /// Ends the relay, so that nothing waits for the NAS behind it, and closes the connections to it.
     pub(super) async fn close_back(&self, session: &mut Session) -> Result<(), HostError> {
+        self.stop_relay().await?;
         let graph = session.graph().await?;
         for prefix in ["back.", "back2."] {
             let nodes: Vec<String> = graph.named(prefix).map(|export| format!("{prefix}{export}")).collect();
             for node in nodes {
-                disconnect(session, &graph, &node).await?;
+                session.remove(&graph, &node).await?;
             }
         }
-        self.stop_relay().await
-    }
-
-    fn relay_socket(&self) -> Result<std::path::PathBuf, HostError> {
-        self.relay.socket("relay.sock").map_err(during("lead the guest back"))
-    }
-
-    async fn start_relay(&self, mark: &RelayMark, mut args: Vec<(&'static str, Value)>) -> Result<(), HostError> {
-        self.stop_relay().await?;
-        args.push(("--nbd-server", json!({"addr": {"type": "unix", "path": self.relay_socket()?}})));
-        args.push(("--export", json!({"type": "nbd", "id": RELAY, "name": RELAY, "node-name": "to", "writable": true})));
-        let args: Vec<String> = args.iter().flat_map(|(option, value)| [(*option).to_owned(), value.to_string()]).collect();
-        self.relay.start(mark, &args).await.map_err(during("start the relay to the NAS"))?;
         Ok(())
-    }
-
-    async fn lead_nowhere(&self) -> Result<(), HostError> {
-        let size = self.size()?;
-        let nowhere = json!({"driver": "null-co", "node-name": "to", "size": size, "read-zeroes": true});
-        self.start_relay(&RelayMark::Nowhere, vec![("--blockdev", nowhere)]).await
-    }
-
-    pub(super) async fn stop_relay(&self) -> Result<(), HostError> {
-        self.relay.stop(RELAY_GRACE).await.map_err(during("stop the relay to the NAS"))
     }
 }

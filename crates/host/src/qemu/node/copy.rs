@@ -180,7 +180,7 @@ impl Steps<'_> {
         let graph = session.graph().await?;
         let old: Vec<String> = graph.named("nas.").map(|export| format!("nas.{export}")).filter(|old| *old != node).collect();
         for old in old {
-            disconnect(&mut session, &graph, &old).await?;
+            disconnect(&self.qsd, &mut session, &graph, &old).await?;
         }
         self.close_back(&mut session).await
     }
@@ -191,6 +191,8 @@ impl Steps<'_> {
         {
             return Err(HostError("the local copy is open in the volume's storage daemon; it stays".into()));
         }
+        // It may have outlived the storage daemon that it was for.
+        self.stop_relay().await?;
         self.local.destroy()
     }
 
@@ -281,7 +283,7 @@ impl Steps<'_> {
         }
         let nodes: Vec<String> = graph.named("nas.").map(|export| format!("nas.{export}")).collect();
         for node in nodes {
-            disconnect(&mut session, &graph, &node).await?;
+            disconnect(&self.qsd, &mut session, &graph, &node).await?;
         }
         Ok(())
     }

@@ -6,22 +6,24 @@
 //! guest ─ top (throttle, without limits: stays for the mapping's life, carries the bitmaps wb.*)
 //!          └ [mf, mfback: a mirror] ─ [cbw: the point in time of a push; its old blocks in fl, read through snap]
 //!             ├ nas.EXPORT     the NAS, waits for it when it is away
-//!             ├ back.EXPORT    the NAS just after bring-back, until it is replaced by nas.EXPORT
+//!             ├ back.EXPORT    the NAS just after bring-back, through the relay, until it is replaced by nas.EXPORT
 //!             └ local          the local copy
 //! ```
 //! Connections that must not wait have no reconnect delay: `inc` (the incoming file) and `back.EXPORT`, `back2.EXPORT`. A break
 //! there must fail the job: whatever answers afterwards may be a fresh, empty file under the same name.
 //!
-//! While a guest is brought back there is a second process, `VOLUME.b`, a relay to the NAS's overlay; see [`back`].
+//! Those lead through a second process, `VOLUME.b`, a relay to the NAS's incoming file or overlay; see [`relay`].
 
 mod back;
 mod copy;
 mod files;
 mod push;
+mod relay;
 mod users;
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use img_storage_model::{
     Epoch, Fact, VolumeId,
@@ -38,6 +40,7 @@ use serde_json::{Value, json};
 use super::graph::Graph;
 use super::session::Session;
 use super::{Daemons, GRACE, boxed, during, file_node, knock, pool_report};
+use crate::nbd::{Nbd, NbdError};
 use crate::qsd::Qsd;
 use crate::{HostError, NodeHost, Work};
 use files::Local;
@@ -46,6 +49,12 @@ use files::Local;
 const GUEST: &str = "disk";
 /// How long a guest's requests wait for a NAS that is away before they fail.
 const PATIENCE: u32 = 60;
+/// How long a storage daemon that serves a guest may try to connect, in seconds, with its monitor held: somebody answered just now.
+const OPEN: u32 = 5;
+/// How long a NAS may take to flush before its connection is closed; then it is tried again.
+const FLUSH: Duration = Duration::from_secs(10);
+/// The export through which it is flushed.
+const FLUSHED: &str = "flushed";
 const GRANULARITY: u32 = 65536;
 
 /// A node of the qemu plane.
@@ -105,7 +114,7 @@ impl QemuNode {
         }
         let mut facts = facts(&graph, mark.epoch, local.scratch().exists())?;
         // What goes through a relay that leads nowhere, or is not there, reaches no NAS: it is no way back, and only to be cancelled.
-        if facts.back.is_some() && !back::leads_to_a_nas(&self.plane.qsd(volume, ".b")) {
+        if facts.back.is_some() && !relay::leads_to_a_nas(&self.plane.qsd(volume, ".b")) {
             facts.back = Some("nowhere".to_owned());
         }
         Ok(Some(facts))
@@ -274,14 +283,40 @@ async fn connect(
     session.remove_object(graph, &credentials).await?;
     knock(endpoint).await?;
     session.call("object-add", host.plane.client(&credentials)).await?;
-    let opened = session.add(graph, node, connection(endpoint, &credentials, delay)).await;
+    let mut options = connection(endpoint, &credentials, delay);
+    options["open-timeout"] = OPEN.into();
+    let opened = session.add(graph, node, options).await;
     opened.map_err(during(format!("open the export {} of {}", endpoint.export, endpoint.server)))
 }
 
-/// Closes a connection.
-async fn disconnect(session: &mut Session, graph: &Graph, node: &str) -> Result<(), HostError> {
+/// Closes a connection to a NAS. QEMU flushes what it closes, with its monitor held for as long as the NAS takes; so it is flushed
+/// before, as a guest would, and nothing is left to be waited for.
+async fn disconnect(qsd: &Qsd, session: &mut Session, graph: &Graph, node: &str) -> Result<(), HostError> {
+    if graph.has(node) {
+        flush(qsd, session, node).await?;
+    }
     session.remove(graph, node).await?;
     Ok(session.remove_object(graph, &format!("tls.{node}")).await?)
+}
+
+async fn flush(qsd: &Qsd, session: &mut Session, node: &str) -> Result<(), HostError> {
+    session.remove_export(FLUSHED).await?;
+    let export = json!({"type": "nbd", "id": FLUSHED, "name": FLUSHED, "node-name": node, "writable": false});
+    session.call("block-export-add", export).await?;
+    let socket = qsd.dir().join("guest.sock");
+    let flushed = async {
+        let nas = Nbd::unix(&socket, FLUSHED, &[], FLUSH).await?;
+        nas.flush().await?;
+        nas.disconnect().await;
+        Ok(())
+    };
+    match flushed.await {
+        Err(NbdError::Deadline { .. }) => Err(HostError(format!(
+            "the NAS does not answer over the connection {node} within {FLUSH:?}; see whether it is up and the network leads there"
+        ))),
+        // On one that broke nothing can be flushed any more.
+        Ok(()) | Err(_) => session.remove_export(FLUSHED).await,
+    }
 }
 
 fn bitmap_name(since: Incremental) -> String {

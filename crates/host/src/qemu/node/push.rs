@@ -13,7 +13,7 @@ use img_storage_model::{
 use serde_json::json;
 use std::time::Duration;
 
-use super::{GRANULARITY, Steps, bitmap_name, connect, disconnect, during, file_node, merged, ours, put_top_on};
+use super::{GRANULARITY, Steps, bitmap_name, during, file_node, merged, ours, put_top_on};
 use crate::HostError;
 use crate::digest::digest;
 use crate::exec;
@@ -115,9 +115,14 @@ impl Steps<'_> {
     }
 
     pub(super) async fn open_incoming(&self, endpoint: &Endpoint) -> Result<(), HostError> {
+        if self.session().await?.graph().await?.has("inc") {
+            return Ok(());
+        }
+        // Meanwhile the monitor is left to others.
+        let relay = self.lead_to(endpoint).await?;
         let mut session = self.session().await?;
         let graph = session.graph().await?;
-        connect(self.host, &mut session, &graph, "inc", endpoint, 0).await
+        Ok(session.add(&graph, "inc", relay).await?)
     }
 
     pub(super) async fn start_push(&self, push: SnapshotId, full: bool, speed: Speed) -> Result<(), HostError> {
@@ -178,12 +183,14 @@ impl Steps<'_> {
     pub(super) async fn end_push(&self) -> Result<(), HostError> {
         let mut session = self.session().await?;
         let graph = session.graph().await?;
+        // First, so that nothing waits for the NAS behind it; what it has written to is flushed there.
+        self.stop_relay().await?;
         let jobs: Vec<&String> = graph.jobs.keys().filter(|id| id.starts_with("push-")).collect();
         for id in jobs {
             session.cancel(id).await?;
         }
         session.remove_export(DIGEST).await?;
-        disconnect(&mut session, &graph, "inc").await?;
+        session.remove(&graph, "inc").await?;
         for bitmap in [MARKED, EVERYTHING] {
             session.remove_bitmap(&graph, "top", bitmap).await?;
         }

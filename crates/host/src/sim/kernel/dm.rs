@@ -29,11 +29,13 @@ pub struct Cow {
     stable: BTreeMap<usize, u64>,
     /// A merge into the NAS's zvol has begun.
     pub merging_home: bool,
+    /// It ran full: for good, also after a reboot. Nothing is read through it or merged any more.
+    pub invalid: bool,
 }
 
 impl Cow {
     pub fn new(epoch: Epoch, capacity: usize) -> Self {
-        Cow { epoch, capacity, data: BTreeMap::new(), stable: BTreeMap::new(), merging_home: false }
+        Cow { epoch, capacity, data: BTreeMap::new(), stable: BTreeMap::new(), merging_home: false, invalid: false }
     }
 
     pub fn fact(&self) -> Overlay {
@@ -82,7 +84,6 @@ pub struct Device {
     total: usize,
     next: Instant,
     merge_failed: bool,
-    full: bool,
     /// Whoever wrote last has not let go of it yet.
     pub busy_until: Instant,
     unflushed: Vec<Unflushed>,
@@ -103,7 +104,6 @@ impl Device {
             total: 0,
             next: now,
             merge_failed: false,
-            full: false,
             busy_until: now,
             unflushed: Vec::new(),
             completed: BTreeMap::new(),
@@ -136,14 +136,15 @@ impl Device {
     pub fn fact(&self, overlay: Option<&Cow>) -> Fact<Option<DeviceFacts>> {
         let left = overlay.map_or(0, |cow| cow.data.len());
         let bytes = |blocks: usize| blocks as u64 * BLOCK_BYTES;
-        let merging = matches!(self.table, Table::Merge(_)) && !self.merge_failed;
+        let invalid = overlay.is_some_and(|cow| cow.invalid) && self.uses_overlay();
+        let merging = matches!(self.table, Table::Merge(_)) && !self.merge_failed && !invalid;
         Fact::Known(Some(DeviceFacts {
             epoch: self.epoch,
             table: Ok(self.table),
             size: self.size,
             suspended: self.suspended,
             merge: merging.then(|| Merge { left: bytes(left), total: bytes(self.total.max(left)) }),
-            broken: self.full.then(|| "Invalid".to_owned()),
+            broken: invalid.then(|| "Invalid".to_owned()),
         }))
     }
 
@@ -193,6 +194,13 @@ fn waits<T>(gave_up: bool) -> Result<Try<T>, GuestError> {
 }
 
 impl State {
+    /// Something on the device waits for a NAS that is away, and is not told yet that it failed.
+    pub(super) fn waits_for_nas(&self, node: &HostName, volume: VolumeId) -> bool {
+        let asks = |d: &Device| d.uses(Layer::Remote) && (d.guest || matches!(d.table, Table::Merge(_)));
+        let away = self.kernel.remote(node, volume, self.is_cut(node), self.log.now);
+        self.kernel.device(node, volume).is_some_and(asks) && away == Err(false)
+    }
+
     pub(in crate::sim) fn kernel_write(
         &mut self,
         node: &HostName,
@@ -207,12 +215,17 @@ impl State {
         if device.suspended {
             return Ok(Try::Held(true));
         }
+        let overlaid = device.uses_overlay();
+        if v.overlay.as_ref().is_some_and(|cow| cow.invalid && overlaid) {
+            return Err(GuestError::Io);
+        }
         let mut unflushed = Unflushed { block, version, power: None };
         let old = match place(device.table, v.overlay.as_ref(), block) {
             Place::Overlay => {
                 let cow = v.overlay.as_mut().ok_or(GuestError::Io)?;
-                if device.full || (cow.data.len() >= cow.capacity && !cow.data.contains_key(&block)) {
-                    device.full = true;
+                if cow.data.len() >= cow.capacity && !cow.data.contains_key(&block) {
+                    cow.invalid = true;
+                    self.log.say(format!("TROUBLE the overlay on {node} ran full"));
                     return Err(GuestError::Io);
                 }
                 cow.data.insert(block, version).unwrap_or(0)
@@ -315,6 +328,9 @@ impl State {
         if device.suspended {
             return Ok(Try::Held(true));
         }
+        if v.overlay.as_ref().is_some_and(|cow| cow.invalid && device.uses_overlay()) {
+            return Err(GuestError::Io);
+        }
         let (Table::Linear(layer) | Table::Overlay(layer) | Table::Merge(layer)) = device.table;
         let overlay = v.overlay.as_ref().filter(|_| device.uses_overlay()).and_then(|cow| cow.data.get(&block).copied());
         let least = device.completed.get(&block).copied().unwrap_or(0);
@@ -349,7 +365,7 @@ impl State {
         let v = self.kernel.volume(node, volume);
         let (Some(device), Some(cow)) = (&mut v.device, &mut v.overlay) else { return false };
         let Table::Merge(into) = device.table else { return false };
-        if device.suspended || device.merge_failed || device.next > now || cow.data.is_empty() {
+        if device.suspended || device.merge_failed || device.next > now || cow.data.is_empty() || cow.invalid {
             return false;
         }
         device.next += BLOCK;

@@ -35,6 +35,8 @@ pub(super) struct Kernel {
     pub nodes: BTreeMap<HostName, BTreeMap<VolumeId, Volume>>,
     /// So many blocks were streamed.
     pub streamed: u64,
+    /// Overlays are made with room for so many blocks, instead of for the whole volume.
+    pub overlays_hold: Option<usize>,
 }
 
 /// A NAS's machine.

@@ -231,9 +231,24 @@ impl SimNode {
     }
 
     async fn remove_device(&self, volume: VolumeId, force: bool) -> Done {
-        // As `dmsetup remove --retry` does. Who is cut off is not waited for: it may write for ever.
-        let busy =
-            |s: &mut State| !force && s.kernel.device(&self.name, volume).is_some_and(|d| d.busy_until > s.log.now && !d.guest);
+        if force {
+            // What waits for a target that is gone is told so; else the device would wait with it.
+            self.world
+                .part(|s| {
+                    let cut = s.is_cut(&self.name);
+                    let session = s.kernel.nodes.get(&self.name).and_then(|n| n.get(&volume)?.session.as_ref());
+                    if session.is_some_and(|session| s.kernel.reach(&self.name, cut, session).is_err()) {
+                        s.kernel.volume(&self.name, volume).session = None;
+                    }
+                    Ok(())
+                })
+                .await?;
+        }
+        // As `dmsetup remove --retry` does. Who is cut off is not waited for: it may write for ever. But what is under way is.
+        let busy = |s: &mut State| {
+            let written = s.kernel.device(&self.name, volume).is_some_and(|d| d.busy_until > s.log.now && !d.guest);
+            if force { s.waits_for_nas(&self.name, volume) } else { written }
+        };
         while self.world.with(busy) {
             self.world.change().await;
         }
@@ -265,7 +280,7 @@ impl SimNode {
     async fn overlay_step(&self, volume: VolumeId, step: &NodeStep) -> Done {
         self.world
             .part(|s| {
-                let full = s.is_full(&self.name);
+                let (full, room) = (s.is_full(&self.name), s.kernel.overlays_hold);
                 let v = s.kernel.volume(&self.name, volume);
                 match step {
                     NodeStep::CreateOverlay { epoch, size } => match &v.overlay {
@@ -273,7 +288,7 @@ impl SimNode {
                         Some(_) => refuse("an overlay of another epoch is there"),
                         None if full => refuse("out of space"),
                         None => {
-                            v.overlay = Some(Cow::new(*epoch, blocks(*size) + 8));
+                            v.overlay = Some(Cow::new(*epoch, room.unwrap_or(blocks(*size) + 8)));
                             Ok(())
                         }
                     },

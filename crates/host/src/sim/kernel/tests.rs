@@ -418,3 +418,37 @@ async fn a_swap_that_was_cut_off_goes_on_as_it_was_when_it_is_told_to() {
     site.write(1).await.unwrap();
     site.is_well();
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_device_that_is_cut_off_does_not_wait_for_a_target_that_is_gone() {
+    let site = Site::new();
+    site.mapped().await;
+    site.nas(NasStep::Unexport { epoch: E }).await.unwrap();
+    sleep(Duration::from_secs(1)).await;
+    assert!(site.world.with(|s| s.waits_for_nas(&host("c0"), ID)), "a write is under way");
+    timeout(Duration::from_secs(1), site.node(NodeStep::RemoveDevice { force: true })).await.unwrap().unwrap();
+    let left = site.at_node().await;
+    assert_eq!((left.device.known(), left.session.known()), (Some(&None), Some(&None)));
+    site.is_well();
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_overlay_that_ran_full_stays_so() {
+    let site = Site::new();
+    site.world.overlays_hold(Some(3));
+    site.over_remote().await;
+    let broken = async || site.at_node().await.device.known().cloned().unwrap().unwrap().broken.is_some();
+    assert!(!broken().await);
+    assert_eq!(site.write(7).await, Err(GuestError::Io));
+    assert_eq!(site.write(2).await, Err(GuestError::Io), "nothing goes through it any more");
+    site.world.restart_node(&host("c0"));
+    site.node(log_in(E)).await.unwrap();
+    site.node(NodeStep::CreateDevice { epoch: E, table: Table::Overlay(Remote), size: size() }).await.unwrap();
+    assert!(broken().await && site.world.ran_full(&host("c0"), ID));
+    site.world.overlays_hold(None);
+    assert!(!broken().await);
+    site.node(swap(Table::Merge(Local))).await.unwrap();
+    site.merged().await;
+    site.node(swap(Table::Linear(Local))).await.unwrap();
+    site.is_well();
+}

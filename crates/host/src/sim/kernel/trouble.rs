@@ -95,6 +95,24 @@ impl World {
         })
     }
 
+    /// From now on overlays are made with room for so many blocks: they run full. With none they are as they should be, and those that
+    /// ran full are as whoever mends one by hand leaves it: it has room, and its header says that it is good.
+    pub fn overlays_hold(&self, blocks: Option<usize>) {
+        self.with(|s| {
+            s.kernel.overlays_hold = blocks;
+            for cow in s.kernel.nodes.values_mut().flat_map(|n| n.values_mut()).filter_map(|v| v.overlay.as_mut()) {
+                if blocks.is_none() {
+                    (cow.invalid, cow.capacity) = (false, usize::from(u16::MAX));
+                }
+            }
+        });
+    }
+
+    /// Whether an overlay of the volume on a node ran full.
+    pub fn ran_full(&self, node: &HostName, volume: VolumeId) -> bool {
+        self.with(|s| s.kernel.volume(node, volume).overlay.as_ref().is_some_and(|cow| cow.invalid))
+    }
+
     /// How long the guest's device is, in bytes.
     pub fn device_size(&self, node: &HostName, volume: VolumeId) -> Option<u64> {
         self.with(|s| s.kernel.device(node, volume).map(|d| d.size))

@@ -7,7 +7,7 @@ use super::{
 };
 use crate::{
     messages::{KernelReport, NodePhase, Report, Want},
-    nas::{Authority, Context, Mapping, NasChange, PushState, VolumeRecord},
+    nas::{Authority, Context, Mapping, NasChange, PushState, VolumeRecord, never_home},
     node::PushOutcome,
     snapshot::newest_common,
 };
@@ -25,11 +25,7 @@ pub(super) fn plan_node(
     };
     if r.phase == NodePhase::Gone && m.want == Want::Gone {
         if m.accepted.as_ref().is_none_or(|a| !a.last) {
-            return Decision::Stuck(format!(
-                "{} says that nothing of the volume is mapped there, and its last write-back never came home: is its ledger an old one? \
-                 `img-storage doctor` there shows what it has; nothing is ended",
-                m.node
-            ));
+            return Decision::Stuck(never_home(m));
         }
         return match f.exports.first() {
             Some(export) => Decision::Do(NasStep::Unexport { epoch: export.epoch }),

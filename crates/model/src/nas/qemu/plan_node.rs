@@ -7,7 +7,7 @@ use super::{
 };
 use crate::{
     messages::{NodePhase, Report, Want},
-    nas::{Authority, Context, Mapping, NasChange, NasLayer, PushState},
+    nas::{Authority, Context, Mapping, NasChange, NasLayer, PushState, never_home},
     node::PushOutcome,
 };
 
@@ -34,17 +34,17 @@ pub(super) fn plan_node(m: &Mapping, f: &Seen<'_>, report: Option<&Report>, cont
     {
         return decision;
     }
+    let home = m.accepted.as_ref().is_some_and(|a| a.last);
     match m.want {
         Want::Gone => match report {
+            Some(r) if r.phase == NodePhase::Gone && !home => Decision::Stuck(never_home(m)),
             // Nobody is to reach the volume through a mapping that is over.
             Some(r) if r.phase == NodePhase::Gone && f.export.is_some() => Decision::Do(NasStep::StopExport),
             Some(r) if r.phase == NodePhase::Gone => Decision::Record(NasChange::Unmapped),
-            Some(r) if r.phase == NodePhase::Returning && !m.accepted.as_ref().is_some_and(|a| a.last) && context.hold_off => {
+            Some(r) if r.phase == NodePhase::Returning && !home && context.hold_off => {
                 Decision::Wait("the last write-back failed; another is ordered in a moment".to_owned())
             }
-            Some(r) if r.phase == NodePhase::Returning && !m.accepted.as_ref().is_some_and(|a| a.last) => {
-                Decision::Record(NasChange::Order { last: true })
-            }
+            Some(r) if r.phase == NodePhase::Returning && !home => Decision::Record(NasChange::Order { last: true }),
             Some(r) if r.phase == NodePhase::Returning => Decision::Wait(format!("{} releases its local copy", m.node)),
             _ => Decision::Wait(format!("{} takes the device away from the guest", m.node)),
         },
