@@ -71,7 +71,7 @@ pub async fn full(act: &mut Act) -> Result<(), String> {
 }
 
 /// Asks for something that is not expected to come about soon.
-async fn asked(act: &Act, request: Request) {
+pub async fn asked(act: &Act, request: Request) {
     let _ = timeout(Duration::from_secs(30), act.site.ask(request)).await;
 }
 
@@ -119,7 +119,7 @@ pub async fn quota(act: &mut Act) -> Result<(), String> {
 }
 
 /// Local on the first node, and unmapped.
-async fn used(act: &mut Act) -> Result<(), String> {
+pub async fn used(act: &mut Act) -> Result<(), String> {
     act.map(0, true).await?;
     act.is(Phase::Local).await?;
     act.guest_works(100).await;

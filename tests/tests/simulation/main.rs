@@ -12,6 +12,7 @@
 
 mod act;
 mod attributes;
+mod backup;
 mod campaign;
 mod guest;
 mod kernel;

@@ -2,7 +2,7 @@
 
 use super::{
     act::{Act, LARGER},
-    kernel,
+    backup, kernel,
     site::Site,
 };
 use img_storage_model::{
@@ -47,6 +47,9 @@ pub const SCENARIOS: &[(&str, Play)] = &[
     ("k-grow", |a| Box::pin(kernel::grow(a))),
     ("k-quota", |a| Box::pin(kernel::quota(a))),
     ("k-full", |a| Box::pin(kernel::full(a))),
+    ("k-backup-node", |a| Box::pin(backup::of_node(a))),
+    ("k-backup-nas", |a| Box::pin(backup::of_nas(a))),
+    ("k-backup-both", |a| Box::pin(backup::of_both(a))),
 ];
 
 /// Plays one.

@@ -88,6 +88,9 @@ pub struct Site {
     foreign: AtomicU64,
 }
 
+/// A host's ledger as it was: the database's files.
+pub struct Backup(Vec<(PathBuf, Vec<u8>)>);
+
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -286,6 +289,53 @@ impl Site {
         let back = self.start(name);
         self.world.note(format!("the daemon of {name} is back: {back:?}"));
         done
+    }
+
+    /// Kills a host's daemon for as long as nobody here starts it; a fault that is about to start it again comes first.
+    async fn stop(&self, name: &HostName) {
+        while lock(&self.daemons).remove(name).is_none() {
+            sleep(AWAY).await;
+        }
+        sleep(AWAY).await;
+    }
+
+    /// A host's ledger as it is now.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub async fn back_up(&self, name: &HostName) -> Result<Backup, String> {
+        self.stop(name).await;
+        let mut files = Vec::new();
+        for path in self.ledger_files(name).into_iter().filter(|path| path.exists()) {
+            let bytes = std::fs::read(&path).map_err(|e| format!("the ledger of {name} cannot be read: {e}"))?;
+            files.push((path, bytes));
+        }
+        self.world.note(format!("the ledger of {name} is backed up"));
+        self.start(name).map_err(|fault| fault.to_string())?;
+        Ok(Backup(files))
+    }
+
+    /// A host comes back with a ledger from a backup; with its machine, so that nothing is there but what lies on its disks.
+    ///
+    /// # Errors
+    /// When its daemon does not start with it.
+    pub async fn restore(&self, name: &HostName, backup: &Backup, machine: bool) -> Result<(), String> {
+        self.stop(name).await;
+        let gone = self.ledger_files(name).into_iter().filter(|path| path.exists()).try_for_each(std::fs::remove_file);
+        let put = gone.and_then(|()| backup.0.iter().try_for_each(|(path, bytes)| std::fs::write(path, bytes)));
+        put.map_err(|e| format!("the ledger of {name} cannot be put back: {e}"))?;
+        self.world.note(format!("{name} comes back with a ledger from a backup, its machine restarted: {machine}"));
+        if machine && *name == self.nas {
+            self.boots.fetch_add(1, Ordering::Relaxed);
+            self.world.restart_nas(name);
+        } else if machine {
+            self.world.restart_node(name);
+        }
+        self.start(name).map_err(|fault| fault.to_string())
+    }
+
+    fn ledger_files(&self, name: &HostName) -> Vec<PathBuf> {
+        ["", "-wal", "-shm"].iter().map(|end| self.dir.join(format!("{name}.db{end}"))).collect()
     }
 
     /// Restarts a host's machine, and its daemon with it.

@@ -66,6 +66,16 @@ impl History {
         }
     }
 
+    /// What this copy lacks counts as never answered.
+    pub fn forget_newer(&mut self, copy: &[u64]) {
+        for (block, writes) in self.blocks.iter_mut().enumerate() {
+            let have = copy.get(block).copied().unwrap_or(0);
+            for write in writes.iter_mut().filter(|w| w.version > have) {
+                write.acked = None;
+            }
+        }
+    }
+
     /// The newest answered version of a block; 0 when there is none.
     pub fn newest_acked(&self, block: usize) -> u64 {
         self.blocks.get(block).and_then(|w| w.iter().rev().find(|w| w.acked.is_some())).map_or(0, |w| w.version)

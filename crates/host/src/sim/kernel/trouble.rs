@@ -95,6 +95,27 @@ impl World {
         })
     }
 
+    /// What a node's local copy holds.
+    pub fn local_contents(&self, node: &HostName, volume: VolumeId) -> Option<Vec<u64>> {
+        self.with(|s| s.kernel.volume(node, volume).local.as_ref().map(|local| local.data.clone()))
+    }
+
+    /// Whoever looked after a local copy that stays has saved what is in it, and destroys it by hand.
+    pub fn destroy_by_hand(&self, node: &HostName, volume: VolumeId) {
+        self.with(|s| {
+            s.kernel.volume(node, volume).local = None;
+            s.log.say(format!("the local copy on {node} is destroyed by hand"));
+        });
+    }
+
+    /// Nobody can tell any more that the NAS lacks writes, and guests begin anew with what it has: every ledger is older than they are.
+    pub fn forget_newer(&self, volume: VolumeId) {
+        self.with(|s| {
+            let copy = s.readable(volume).unwrap_or_default();
+            s.history(volume).forget_newer(&copy);
+        });
+    }
+
     /// From now on overlays are made with room for so many blocks: they run full. With none they are as they should be, and those that
     /// ran full are as whoever mends one by hand leaves it: it has room, and its header says that it is good.
     pub fn overlays_hold(&self, blocks: Option<usize>) {
