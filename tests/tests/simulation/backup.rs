@@ -32,9 +32,9 @@ pub async fn of_node(act: &mut Act) -> Result<(), String> {
     act.guest_works(100).await;
     act.guest_off().await;
     let newest = site.back_up(&node).await?;
-    let contents = holds(act, &node)?;
     site.restore(&node, &old, true).await?;
-    is_stuck(act, "the newest writes").await?;
+    let contents = holds(act, &node)?;
+    is_stuck(act, "does not know of them any more").await?;
     tries(act).await;
     is_stuck(act, "is its ledger an old one").await?;
     keeps(act, &node, &contents)?;
@@ -77,10 +77,10 @@ pub async fn of_both(act: &mut Act) -> Result<(), String> {
             act.guest_works(100).await;
         }
         act.guest_off().await;
-        let contents = holds(act, &node)?;
         // Neither hears of the other what its ledger does not say.
         let (first, second) = tokio::join!(site.restore(&nas, &old_nas, true), site.restore(&node, &old_node, true));
         first.and(second)?;
+        let contents = holds(act, &node)?;
         site.world.forget_newer(act.volume);
         asked(act, Request::Map { volume: act.volume, node: node.clone(), sync: true, device: DeviceKind::Block }).await;
         is_stuck(act, "may be the only one").await?;

@@ -199,6 +199,10 @@ fn map(
     Ok(())
 }
 
+/// So far ahead of the report that it is taken up by are the revisions of such a mapping: the report may have come late, and the node
+/// has words of the same revisions, with other contents, that this ledger does not know.
+const AHEAD: u64 = 1 << 20;
+
 /// Takes up a mapping that the ledger does not know but a node proves: its unsynced local copy is the newest there is, and
 /// nobody else may have the volume until it came home.
 ///
@@ -220,7 +224,7 @@ pub fn adopt(v: &mut VolumeRecord, node: &HostName, report: &Report, request: Re
         force: false,
         abandon: false,
         port,
-        revision_floor: report.revision,
+        revision_floor: report.revision + AHEAD,
         authority: Authority::Node,
         pivoted_at: Some(now),
         layer: NasLayer::Disk,

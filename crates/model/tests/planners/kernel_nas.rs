@@ -108,6 +108,13 @@ fn a_volume_is_made_and_destroyed() {
 }
 
 #[test]
+fn a_node_that_does_not_know_of_its_newest_writes_is_not_waited_for_in_silence() {
+    let v = mapped(mapping(Want::Local, Authority::Node));
+    let old = told(NodePhase::Attaching, false, &[1, 2]);
+    assert!(stuck(&decide(&v, &facts(zvol(&[1]), false), Some(&old))));
+}
+
+#[test]
 fn a_mapping_is_exported_to_its_initiator_with_the_secrets_of_its_epoch() {
     let v = mapped(mapping(Want::Remote, Authority::Nas));
     let f = facts(zvol(&[]), false);

@@ -115,6 +115,19 @@ fn what_was_found_to_be_perhaps_the_only_copy_is_not_overwritten_by_a_new_mappin
 }
 
 #[test]
+fn a_device_that_is_newer_than_the_ledger_is_left_alone_until_the_nas_says_its_word_again() {
+    let under_a_guest = |record: &NodeRecord| plan(record, &seen(None, Some(Table::Linear(Local)), Some(copy(&[1, 2])), false));
+    let before = |record: NodeRecord| with(record, |a| a.epoch = Epoch(E.0 - 1));
+    let mut ended = before(row(Lies::Remote, Want::Gone));
+    ended.apply(NodeChange::Ended { warm: true, home: Some(point(1)) }, Timestamp::UNIX_EPOCH);
+    for old in [ended.clone(), before(row(Lies::Local, Want::Gone)), before(row(Lies::Remote, Want::Remote))] {
+        assert!(stuck(&under_a_guest(&old)), "it is not of the mapping that this ledger knows: {:?}", under_a_guest(&old));
+    }
+    let again = NodeRecord { assign: row(Lies::Remote, Want::Local).assign, ..ended };
+    assert_eq!(under_a_guest(&again), Decision::Record(NodeChange::Lies(Lies::Local)));
+}
+
+#[test]
 fn a_row_of_an_older_program_is_read() {
     let mut json = serde_json::to_value(over()).unwrap();
     json.as_object_mut().unwrap().remove("warm");

@@ -33,6 +33,14 @@ pub(super) fn plan_node(
             None => Decision::Record(NasChange::Unmapped),
         };
     }
+    // Who attached, or copied, may have said so before the pivot, in a word that came late.
+    if !r.pivoted && r.phase == NodePhase::Attaching {
+        return Decision::Stuck(format!(
+            "{} has the newest writes, and does not know of them any more: is its ledger an old one? Nothing is ended; stop its \
+             daemon and put back the newest ledger that there is",
+            m.node
+        ));
+    }
     let Some(kernel) = &r.kernel else {
         return Decision::Wait(format!("waiting for {} to see its local copy", m.node));
     };

@@ -52,6 +52,13 @@ pub fn plan(record: &NodeRecord, facts: &NodeFacts) -> Decision {
         return plan_kept(record, f.local);
     }
     if let Some(device) = f.device {
+        // The NAS says its word again. Until then nothing that was meant for an earlier mapping is done to this one.
+        if device.epoch > record.assign.epoch {
+            return Decision::Stuck(format!(
+                "the guest's device is of epoch {}, and this host's ledger knows of none newer than {}: is it an old one? Waiting for {}",
+                device.epoch, record.assign.epoch, record.assign.nas
+            ));
+        }
         match &device.table {
             Err(what) => return Decision::Stuck(format!("the guest's device has a table that is not ours: {what}")),
             // What the guest works on wins over what was remembered: a table is only ever put up after the ledger named it, so
