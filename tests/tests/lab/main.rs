@@ -25,22 +25,22 @@ use std::{
 
 /// What the machines are started for.
 const SCENARIOS: &[Scenario] = &[
-    scenario::of("the_tools_work", 240, |lab| Box::pin(tools::the_tools_work(lab))),
-    scenario::of("a_power_cut_loses_what_was_not_flushed", 300, |lab| Box::pin(power::what_was_not_flushed_is_lost(lab))),
-    scenario::of("a_link_goes_and_comes", 120, |lab| Box::pin(link::goes_and_comes(lab))),
-    scenario::of("the_broker_serves_the_guests", 240, |lab| Box::pin(bus::the_broker_serves_the_guests(lab))),
-    scenario::of("a_volume_lives", 900, |lab| Box::pin(cluster::a_volume_lives(lab))),
-    scenario::of("every_phase_has_its_accident", 900, |lab| Box::pin(cluster::every_phase_has_its_accident(lab))),
-    scenario::of("an_old_session_is_locked_out", 600, |lab| Box::pin(cluster::an_old_session_is_locked_out(lab))),
-    scenario::of("hands_meddle", 900, |lab| Box::pin(cluster::hands_meddle(lab))),
-    scenario::of("machines_lose_power", 900, |lab| Box::pin(cluster::machines_lose_power(lab))),
-    scenario::of("both_planes_and_minutes_without_network", 900, |lab| {
+    scenario::of("the_tools_work", 600, |lab| Box::pin(tools::the_tools_work(lab))),
+    scenario::of("a_power_cut_loses_what_was_not_flushed", 600, |lab| Box::pin(power::what_was_not_flushed_is_lost(lab))),
+    scenario::of("a_link_goes_and_comes", 300, |lab| Box::pin(link::goes_and_comes(lab))),
+    scenario::of("the_broker_serves_the_guests", 600, |lab| Box::pin(bus::the_broker_serves_the_guests(lab))),
+    scenario::of("a_volume_lives", 1200, |lab| Box::pin(cluster::a_volume_lives(lab))),
+    scenario::of("every_phase_has_its_accident", 1200, |lab| Box::pin(cluster::every_phase_has_its_accident(lab))),
+    scenario::of("an_old_session_is_locked_out", 1200, |lab| Box::pin(cluster::an_old_session_is_locked_out(lab))),
+    scenario::of("hands_meddle", 1200, |lab| Box::pin(cluster::hands_meddle(lab))),
+    scenario::of("machines_lose_power", 1200, |lab| Box::pin(cluster::machines_lose_power(lab))),
+    scenario::of("both_planes_and_minutes_without_network", 1200, |lab| {
         Box::pin(cluster::both_planes_and_minutes_without_network(lab))
     }),
-    scenario::of("copies_are_cut_and_cancelled", 900, |lab| Box::pin(cluster::copies_are_cut_and_cancelled(lab))),
-    scenario::of("a_nas_is_rebooted_under_its_guests", 600, |lab| Box::pin(cluster::a_nas_is_rebooted_under_its_guests(lab))),
-    scenario::of("the_doctor_names_the_culprit", 900, |lab| Box::pin(cluster::the_doctor_names_the_culprit(lab))),
-    scenario::of("a_killed_owner_leaves_nothing", 120, |_| Box::pin(left::a_killed_owner_leaves_nothing())),
+    scenario::of("copies_are_cut_and_cancelled", 1200, |lab| Box::pin(cluster::copies_are_cut_and_cancelled(lab))),
+    scenario::of("a_nas_is_rebooted_under_its_guests", 1200, |lab| Box::pin(cluster::a_nas_is_rebooted_under_its_guests(lab))),
+    scenario::of("the_doctor_names_the_culprit", 1200, |lab| Box::pin(cluster::the_doctor_names_the_culprit(lab))),
+    scenario::of("a_killed_owner_leaves_nothing", 300, |_| Box::pin(left::a_killed_owner_leaves_nothing())),
     scenario::of("nothing_is_left_in_the_guests", 60, |lab| Box::pin(left::nothing_is_left_in_the_guests(lab))),
 ];
 

@@ -24,7 +24,7 @@ pub const ZVOL: &str = "/dev/zvol/tank/vol1";
 /// The NAS's other pool, which is a directory.
 pub const SHELF: &str = "/var/lib/img-storage-state-shelf";
 /// How long something may take that was asked for; the guests are emulated.
-pub const DONE: Duration = Duration::from_secs(150);
+pub const DONE: Duration = Duration::from_secs(240);
 
 /// The device of a volume on every node.
 pub fn device(volume: &str) -> String {
@@ -86,7 +86,7 @@ impl<'l> Cluster<'l> {
             guest.put(&pki.join(file), &format!("/etc/img-storage/{host}-pki/{file}")).await?;
         }
         let config = format!(
-            "frequency = \"5s\"\n[bus]\nhosts = [\"host:{port}\"]\nheartbeat = \"10s\"\n[pki]\ndir = \"/etc/img-storage/{host}-pki\"\n\
+            "frequency = \"20s\"\n[bus]\nhosts = [\"host:{port}\"]\nheartbeat = \"10s\"\n[pki]\ndir = \"/etc/img-storage/{host}-pki\"\n\
              [cluster]\nnases = [\"nas\"]\n{more}"
         );
         guest.check(&format!("cat > /etc/img-storage/{host}.toml <<'END'\n{config}END")).await?;

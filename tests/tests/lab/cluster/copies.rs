@@ -55,7 +55,7 @@ pub async fn copies_are_cut_and_cancelled(lab: &Lab) -> anyhow::Result<()> {
 
     // Mapped elsewhere, where it was before: what is there of it is a warm copy.
     cluster.ask(&format!("unmap {VOLUME}")).await?;
-    cluster.ask(&format!("map {VOLUME} node1 --sync --wait local --timeout 140s")).await?;
+    cluster.ask(&format!("map {VOLUME} node1 --sync --wait local --timeout 230s")).await?;
     let known = writer.known().await?;
     holds(&cluster, "node1", DEVICE, &known).await?;
     writer.forget().await?;
@@ -70,7 +70,7 @@ pub async fn copies_are_cut_and_cancelled(lab: &Lab) -> anyhow::Result<()> {
     cluster.ask(&format!("unmap {VOLUME}")).await?;
     let before = streams(&cluster).await?.len();
     let begun = Instant::now();
-    cluster.ask(&format!("map {VOLUME} node1 --sync --wait local --timeout 140s")).await?;
+    cluster.ask(&format!("map {VOLUME} node1 --sync --wait local --timeout 230s")).await?;
     let moved: u64 = streams(&cluster).await?.iter().skip(before).sum();
     let took = begun.elapsed().as_secs_f64();
     println!("  {} changed, {} moved to the warm copy, local after {took:.1} s", human_bytes(CHANGED << 20), human_bytes(moved));

@@ -78,7 +78,7 @@ pub async fn the_doctor_names_the_culprit(lab: &Lab) -> anyhow::Result<()> {
     node.check(&format!("kill {sleeper}")).await?;
     stacked(&cluster).await?;
 
-    cluster.ask(&format!("map {VOLUME} node1 --sync --wait local --timeout 140s")).await?;
+    cluster.ask(&format!("map {VOLUME} node1 --sync --wait local --timeout 230s")).await?;
     cluster.ask(&format!("sync {VOLUME}")).await?;
     let view = cluster.view().await?;
     let id = if view["id"].is_null() { &view["volume"]["id"] } else { &view["id"] };

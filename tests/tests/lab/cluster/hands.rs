@@ -53,7 +53,7 @@ pub async fn hands_meddle(lab: &Lab) -> anyhow::Result<()> {
     cluster.ask(&format!("sync {VOLUME}")).await?;
 
     // It grows under the guest.
-    cluster.ask(&format!("resize {VOLUME} 96M --timeout 140s")).await?;
+    cluster.ask(&format!("resize {VOLUME} 96M --timeout 230s")).await?;
     node.wait_for(&format!("test $(blockdev --getsize64 {DEVICE}) = {}", 96 << 20), DONE).await?;
     writer.works().await?;
 

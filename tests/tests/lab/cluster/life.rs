@@ -16,7 +16,7 @@ pub async fn a_volume_lives(lab: &Lab) -> anyhow::Result<()> {
     println!("  map to device: {:.1} s", begun.elapsed().as_secs_f64());
     let writer = Writer::on(&cluster, "node1").await?;
     let begun = Instant::now();
-    cluster.ask(&format!("map {VOLUME} node1 --sync --wait local --timeout 140s")).await?;
+    cluster.ask(&format!("map {VOLUME} node1 --sync --wait local --timeout 230s")).await?;
     println!("  copied and switched: {:.1} s", begun.elapsed().as_secs_f64());
     cluster.until("local").await?;
     writer.works().await?;
@@ -32,7 +32,7 @@ pub async fn a_volume_lives(lab: &Lab) -> anyhow::Result<()> {
     holds(&cluster, "nas", ZVOL, &known).await?;
     writer.forget().await?;
 
-    cluster.ask(&format!("map {VOLUME} node2 --sync --wait local --timeout 140s")).await?;
+    cluster.ask(&format!("map {VOLUME} node2 --sync --wait local --timeout 230s")).await?;
     holds(&cluster, "node2", DEVICE, &known).await?;
     let writer = Writer::on(&cluster, "node2").await?;
     let begun = Instant::now();
@@ -46,7 +46,7 @@ pub async fn a_volume_lives(lab: &Lab) -> anyhow::Result<()> {
     holds(&cluster, "nas", ZVOL, &later).await?;
 
     let begun = Instant::now();
-    cluster.ask(&format!("map {VOLUME} node1 --sync --wait local --timeout 140s")).await?;
+    cluster.ask(&format!("map {VOLUME} node1 --sync --wait local --timeout 230s")).await?;
     println!("  on a warm copy: {:.1} s", begun.elapsed().as_secs_f64());
     holds(&cluster, "node1", DEVICE, &later).await?;
     cluster.ask(&format!("unmap {VOLUME}")).await?;

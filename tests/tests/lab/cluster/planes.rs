@@ -21,7 +21,7 @@ pub async fn both_planes_and_minutes_without_network(lab: &Lab) -> anyhow::Resul
     cluster.ask(&format!("create {FILE} --size 64M")).await?;
     let disk = cluster.ask(&format!("map {FILE} node1")).await?;
     qemu_io(node, &disk, "write -P 0x11 0 8M").await?;
-    cluster.ask(&format!("map {FILE} node1 --sync --wait local --timeout 140s")).await?;
+    cluster.ask(&format!("map {FILE} node1 --sync --wait local --timeout 230s")).await?;
     qemu_io(node, &disk, "write -P 0x22 4M 8M").await?;
 
     cluster.ask(&format!("map {VOLUME} node1")).await?;

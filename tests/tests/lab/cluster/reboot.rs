@@ -15,7 +15,7 @@ pub async fn a_nas_is_rebooted_under_its_guests(lab: &Lab) -> anyhow::Result<()>
     let mut writers = Vec::new();
     for (volume, node, phase) in GUESTS {
         cluster.ask(&format!("create {volume} --size 64M")).await?;
-        let sync = if phase == "local" { "--sync --wait local --timeout 140s" } else { "" };
+        let sync = if phase == "local" { "--sync --wait local --timeout 230s" } else { "" };
         cluster.ask(&format!("map {volume} {node} {sync}")).await?;
         writers.push(Writer::to(&cluster, node, volume).await?);
     }
