@@ -43,7 +43,7 @@ pub const KERNEL: &str = "k-";
 const STEP_DEADLINE: Duration = Duration::from_secs(5);
 /// How long a killed daemon stays away.
 const AWAY: Duration = Duration::from_millis(700);
-/// How long it takes to put a ledger back.
+/// How long it takes to put a ledger back and to start the machine.
 const RESTORED: Duration = Duration::from_secs(10);
 /// How long a message takes.
 const POSTAGE: Duration = Duration::from_millis(1);
@@ -326,8 +326,10 @@ impl Site {
         let gone = self.ledger_files(name).into_iter().filter(|path| path.exists()).try_for_each(std::fs::remove_file);
         let put = gone.and_then(|()| backup.0.iter().try_for_each(|(path, bytes)| std::fs::write(path, bytes)));
         put.map_err(|e| format!("the ledger of {name} cannot be put back: {e}"))?;
-        // A backup takes longer to put back than any message is under way.
-        sleep(RESTORED).await;
+        if machine {
+            // That takes longer than any message is under way.
+            sleep(RESTORED).await;
+        }
         self.world.note(format!("{name} comes back with a ledger from a backup, its machine restarted: {machine}"));
         if machine && *name == self.nas {
             self.boots.fetch_add(1, Ordering::Relaxed);
