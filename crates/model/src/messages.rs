@@ -237,7 +237,7 @@ pub struct Progress {
 pub struct Holder {
     /// Process id, when it can be seen.
     pub pid: Option<u32>,
-    /// Command name, when it can be seen.
+    /// Command name, when it can be seen; what it is, when it is no process.
     pub command: Option<String>,
 }
 
@@ -246,7 +246,9 @@ impl std::fmt::Display for Holder {
         match (&self.command, self.pid) {
             (Some(command), Some(pid)) => write!(f, "{command} pid {pid}"),
             (None, Some(pid)) => write!(f, "pid {pid}"),
-            _ => f.write_str("a process of another user"),
+            // What holds it is no process.
+            (Some(what), None) => f.write_str(what),
+            (None, None) => f.write_str("a process of another user"),
         }
     }
 }

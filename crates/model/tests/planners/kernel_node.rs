@@ -282,9 +282,9 @@ fn what_an_earlier_mapping_left_is_used_or_goes() {
     let record = row(Lies::Remote, Want::Local);
     let old = LocalZvol { receives: None, ..copy(&[1]) };
     assert_eq!(plan(&record, &f(old.clone())), Decision::Do(NodeStep::SetReceives { epoch: Some(E) }));
-    let dirty = LocalZvol { written: 9, ..old.clone() };
+    let dirty = LocalZvol { written: 9, reserved: false, ..old.clone() };
     assert_eq!(plan(&record, &f(dirty)), Decision::Do(NodeStep::RollBackLocal { to: snapshot(1) }));
-    let touched = LocalZvol { written: 9, ..copy(&[1]) };
+    let touched = LocalZvol { written: 9, reserved: false, ..copy(&[1]) };
     assert_eq!(plan(&record, &f(touched)), Decision::Do(NodeStep::RollBackLocal { to: snapshot(1) }), "it would receive nothing");
     let fresh = with(row(Lies::Remote, Want::Local), |a| a.kernel.as_mut().unwrap().fresh = true);
     assert_eq!(plan(&fresh, &f(old.clone())), Decision::Do(NodeStep::DestroyLocal));

@@ -115,6 +115,21 @@ fn what_was_found_to_be_perhaps_the_only_copy_is_not_overwritten_by_a_new_mappin
 }
 
 #[test]
+fn what_a_guest_wrote_that_this_ledger_knows_nothing_of_is_not_rolled_back() {
+    let used = LocalZvol { reserved: true, written: 1, ..kept(&[1]) };
+    assert_eq!(next(&over(), Some(used.clone())), Decision::Rest, "it stays reserved, which shows that a guest had it");
+    let new = row(Lies::Remote, Want::Local);
+    let home = Some(Warm { home: Some(point(1)), ..Warm::default() });
+    for mut record in [new.clone(), NodeRecord { warm: home, ..new }] {
+        record.assign.accepted = Some(point(1).id);
+        let next = |local| plan(&record, &seen(Some(session(true)), Some(Table::Linear(Remote)), Some(local), false));
+        assert!(stuck(&next(used.clone())), "its newest snapshot came home, and what was written since did not");
+        let by_hand = LocalZvol { reserved: false, ..used.clone() };
+        assert_eq!(next(by_hand), Decision::Do(NodeStep::RollBackLocal { to: point(1).id }), "nobody's guest");
+    }
+}
+
+#[test]
 fn a_device_that_is_newer_than_the_ledger_is_left_alone_until_the_nas_says_its_word_again() {
     let under_a_guest = |record: &NodeRecord| plan(record, &seen(None, Some(Table::Linear(Local)), Some(copy(&[1, 2])), false));
     let before = |record: NodeRecord| with(record, |a| a.epoch = Epoch(E.0 - 1));

@@ -160,7 +160,7 @@ async fn stacked(cluster: &Cluster<'_>) -> anyhow::Result<()> {
     for (take, shown, release) in [
         (lvm.as_str(), "LVM's guest-root", no_lvm.as_str()),
         (&by_hand, "(by-hand)", "dmsetup remove --retry by-hand"),
-        (&mount, "mounted at /mnt", "true"),
+        (&mount, "the mount at /mnt", "true"),
     ] {
         node.check(take).await?;
         let (code, said) = examine(cluster, "node1", VOLUME).await?;
@@ -170,7 +170,7 @@ async fn stacked(cluster: &Cluster<'_>) -> anyhow::Result<()> {
     }
     let refused = cluster.try_ask(&format!("unmap {VOLUME}")).await?;
     ensure!(
-        refused.code != 0 && refused.stderr.contains("mounted at /mnt"),
+        refused.code != 0 && refused.stderr.contains("the mount at /mnt"),
         "it is mounted, and who wants to unmap it is told {refused:?}"
     );
     node.check("touch /mnt/file; sync /mnt/file; umount /mnt").await?;

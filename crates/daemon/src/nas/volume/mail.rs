@@ -100,7 +100,10 @@ impl Actor {
     async fn reported(&mut self, from: &HostName, report: Report) {
         match &self.record.mapping {
             Some(m) if m.node == *from && m.epoch == report.epoch => {
-                self.heard = Some(Instant::now());
+                // A node with an older ledger goes on about an older assignment: it is as if it had not answered.
+                if self.record.assign.as_ref().is_none_or(|assign| assign.revision <= report.revision) {
+                    self.heard = Some(Instant::now());
+                }
                 if let Some(progress) = report.progress {
                     self.rate.at(progress.done, Instant::now());
                 } else {

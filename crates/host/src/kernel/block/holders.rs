@@ -47,9 +47,9 @@ impl fmt::Display for Holder {
             Self::Process { pid, command } => write!(f, "process {pid} ({command})"),
             Self::Device { name, known_as: Some(known) } => write!(f, "device {name} ({known})"),
             Self::Device { name, known_as: None } => write!(f, "device {name}"),
-            Self::Mount { at } => write!(f, "mounted at {at}"),
-            Self::Swap => f.write_str("swapped to"),
-            Self::Backstore { name } => write!(f, "exported over iSCSI as {name}"),
+            Self::Mount { at } => write!(f, "the mount at {at}"),
+            Self::Swap => f.write_str("the kernel, as swap"),
+            Self::Backstore { name } => write!(f, "the iSCSI target, as {name}"),
         }
     }
 }

@@ -25,7 +25,16 @@ pub(super) fn home_of(record: &NodeRecord, local: &LocalZvol) -> Option<Snapshot
 
 /// Why a copy that a mapping finds is not to be overwritten: it may be the only one.
 pub(super) fn kept_back(record: &NodeRecord, local: &LocalZvol) -> Option<String> {
-    let (warm, newest) = (record.warm.as_ref()?, *local.snapshots.last()?);
+    let newest = *local.snapshots.last()?;
+    // A guest had it: who has no guest has no need of room. What it wrote since is nowhere else, whatever came home before, and a ledger
+    // that does not know of the guest is an old one.
+    if local.reserved && local.written > 0 {
+        let written = human_bytes(local.written);
+        return Some(format!(
+            "{written} were written to it since its newest snapshot, and this ledger knows of no guest that did"
+        ));
+    }
+    let warm = record.warm.as_ref()?;
     let home = warm.home == Some(newest) || came_home(record, local, newest);
     warm.stays.clone().or_else(|| (!home).then(|| format!("{} is not known to have its newest snapshot", record.assign.nas)))
 }
@@ -43,8 +52,9 @@ pub(super) fn plan_kept(record: &NodeRecord, local: Option<&LocalZvol>) -> Decis
         return if warm.going.is_some() { Decision::Record(NodeChange::WarmGone) } else { Decision::Rest };
     };
     if warm.going.is_none() {
-        // Nobody writes to it before it is reserved again: it is to take the room of what it holds, and no more.
-        return if local.reserved { Decision::Do(NodeStep::UnreserveLocal) } else { Decision::Rest };
+        // Nobody writes to it before it is reserved again: it is to take the room of what it holds, and no more. That it is reserved shows
+        // that a guest had it, for as long as that is of use.
+        return if local.reserved && local.written == 0 { Decision::Do(NodeStep::UnreserveLocal) } else { Decision::Rest };
     }
     // A stream that was under way when the mapping ended may have brought another snapshot since, or made the copy.
     // Without any nothing was ever complete in it, or its removal was cut off in the last moment.
