@@ -81,17 +81,17 @@ impl Test {
         run.cargo("format", &["fmt", "--all", "--check"], 2);
         run.cargo("build", &["build", "--workspace", "--bins", "--tests"], 25);
         let others = test_programs()?;
-        // Emulated machines keep little more than one processor busy and take the longest: the rest is run beside them, and gives way.
+        run.cargo("unit tests", &["test", "--workspace", "--lib", "--bins", "--no-fail-fast"], 10);
+        let mut parts = vec!["test", "--workspace", "--no-fail-fast"];
+        parts.extend(others.iter().flat_map(|name| ["--test", name.as_str()]));
+        run.cargo("real parts and processes", &parts, 20);
+        // Emulated machines take the longest, and leave some time of two processors: what no clock counts in is run beside them, and gives way.
         let lab = lab.map(|lab| {
             run.beside = true;
             println!("\n== virtual machines: they run beside what follows; their lines begin with a word of their own");
             std::thread::spawn(move || Section::of("virtual machines", || lab.run()))
         });
-        run.cargo("unit tests", &["test", "--workspace", "--lib", "--bins", "--no-fail-fast"], 10);
-        let mut parts = vec!["test", "--workspace", "--no-fail-fast"];
-        parts.extend(others.iter().flat_map(|name| ["--test", name.as_str()]));
-        run.cargo("simulation", &["test", "--workspace", "--no-fail-fast", "--test", SIMULATION], 20);
-        run.cargo("real parts and processes", &parts, 20);
+        run.cargo("simulation", &["test", "--workspace", "--no-fail-fast", "--test", SIMULATION], 25);
         run.cargo("lints", &["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"], 15);
         match lab {
             Some(lab) => run.sections.push(lab.join().map_err(|_| anyhow::anyhow!("the virtual machines' section panicked"))?),
