@@ -8,11 +8,13 @@
 //! it. Where the tables allow it ([`Order::LoadFirst`]) a swap therefore does not suspend in a step of its own: to resume a running
 //! device that has a table pending is one call to the kernel, which suspends, swaps and resumes.
 
+mod cow;
 mod cut;
 mod parse;
 mod spot;
 mod swap;
 
+pub use cow::has_writes;
 pub use spot::Spot;
 pub use swap::{Order, Swapped};
 

@@ -277,6 +277,16 @@ fn what_is_local_is_kept_for_the_next_time_when_it_is_home() {
 }
 
 #[test]
+fn an_overlay_that_is_left_goes_before_the_bare_disk_is_put_up() {
+    for want in [Want::Remote, Want::Local] {
+        let record = row(Lies::Remote, want);
+        let at = |overlay| plan(&record, &seen(Some(session(true)), None, None, overlay));
+        assert_eq!(at(true), Decision::Do(NodeStep::RemoveOverlay), "which fails where there is something in it");
+        assert_eq!(at(false), Decision::Do(NodeStep::CreateDevice { epoch: E, table: Table::Linear(Remote), size: size() }));
+    }
+}
+
+#[test]
 fn what_an_earlier_mapping_left_is_used_or_goes() {
     let f = |local| seen(Some(session(true)), Some(Table::Linear(Remote)), Some(local), false);
     let record = row(Lies::Remote, Want::Local);

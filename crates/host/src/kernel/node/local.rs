@@ -4,8 +4,9 @@ use super::Steps;
 use crate::{
     HostError,
     kernel::{
+        dm,
         marks::{self, EPOCH, RECEIVES},
-        zfs::{Look, NewVolume},
+        zfs::{Look, NewVolume, Zfs},
     },
 };
 use img_storage_model::{
@@ -106,5 +107,19 @@ impl Steps<'_> {
         };
         self.host.zfs.create(&self.overlay, &new).await?;
         self.host.zfs.wait_for_device(&self.overlay).await.map(drop)
+    }
+
+    /// The planner says that nothing is in it any more; where its ledger is an old one there may be, and nowhere else.
+    pub(super) async fn remove_overlay(&self) -> Result<(), HostError> {
+        let zfs = &self.host.zfs;
+        zfs.wait_for_device(&self.overlay).await?;
+        if dm::has_writes(Zfs::device(&self.overlay)).await? {
+            return Err(HostError(format!(
+                "{} has writes of a guest that were not merged, and this host's ledger does not know of them: is it an old one? It is kept; stop the \
+                 daemon and put back the newest ledger that there is",
+                self.overlay
+            )));
+        }
+        zfs.destroy_volume(&self.overlay, &self.volume.id.to_string(), marks::HOLD).await
     }
 }

@@ -175,9 +175,7 @@ impl KernelNode {
             NodeStep::DestroyLocal => at.destroy_local().await?,
             NodeStep::DestroyWarm { home } => at.destroy_warm(home).await?,
             NodeStep::CreateOverlay { epoch, size } => at.create_overlay(epoch, size.bytes()).await?,
-            NodeStep::RemoveOverlay => {
-                self.zfs.destroy_volume(&at.overlay, &volume.id.to_string(), marks::HOLD).await?;
-            }
+            NodeStep::RemoveOverlay => at.remove_overlay().await?,
             NodeStep::TakeSnapshot { snapshot } => marks::take(&self.zfs, &at.local, snapshot).await?,
             NodeStep::HoldSnapshot { snapshot } => self.zfs.hold(&marks::at(&at.local, snapshot)?, marks::HOLD).await?,
             NodeStep::DropSnapshot { snapshot } => marks::give_up(&self.zfs, &at.local, snapshot, volume.id).await?,

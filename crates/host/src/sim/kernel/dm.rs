@@ -42,6 +42,11 @@ impl Cow {
         Overlay { epoch: self.epoch, size: self.capacity as u64 * BLOCK_BYTES }
     }
 
+    /// What its disk shows: of one that ran full nothing can be told.
+    pub fn has_writes(&self) -> bool {
+        self.invalid || !self.data.is_empty()
+    }
+
     pub fn flush(&mut self) {
         self.stable.clone_from(&self.data);
     }

@@ -293,6 +293,7 @@ impl SimNode {
                         }
                     },
                     _ if v.device.as_ref().is_some_and(Device::uses_overlay) => refuse("the overlay is in use"),
+                    _ if v.overlay.as_ref().is_some_and(Cow::has_writes) => refuse("the overlay has writes that were not merged"),
                     _ => {
                         v.overlay = None;
                         s.check_kept(volume, &format!("{} destroyed the overlay", self.name));

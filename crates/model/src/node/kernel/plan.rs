@@ -90,6 +90,8 @@ fn plan_remote(record: &NodeRecord, f: &Seen<'_>) -> Decision {
     }
     let wanted = Table::Linear(Layer::Remote);
     match f.device {
+        // It goes first: nothing is in it, or else (an old ledger) the bare disk would lack what is.
+        None if f.overlay.is_some() => return Decision::Do(NodeStep::RemoveOverlay),
         None => return Decision::Do(NodeStep::CreateDevice { epoch: assign.epoch, table: wanted, size: assign.size }),
         Some(device) => {
             if let Some(decision) = bring(record, f, device, wanted) {

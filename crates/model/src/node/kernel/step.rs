@@ -88,7 +88,7 @@ pub enum NodeStep {
         /// The volume's size.
         size: Size,
     },
-    /// Destroys the overlay's zvol. Fails while the device uses it.
+    /// Destroys the overlay's zvol. Fails while the device uses it, and while it has writes that were not merged.
     RemoveOverlay,
     /// Takes a snapshot of the local zvol, which says that it was taken here, and holds it.
     TakeSnapshot {
