@@ -32,6 +32,7 @@ const SCENARIOS: &[Scenario] = &[
     scenario::of("a_volume_lives", 1200, |lab| Box::pin(cluster::a_volume_lives(lab))),
     scenario::of("every_phase_has_its_accident", 1200, |lab| Box::pin(cluster::every_phase_has_its_accident(lab))),
     scenario::of("an_old_session_is_locked_out", 1200, |lab| Box::pin(cluster::an_old_session_is_locked_out(lab))),
+    scenario::of("an_old_ledger_destroys_nothing", 1200, |lab| Box::pin(cluster::an_old_ledger_destroys_nothing(lab))),
     scenario::of("hands_meddle", 1200, |lab| Box::pin(cluster::hands_meddle(lab))),
     scenario::of("machines_lose_power", 1200, |lab| Box::pin(cluster::machines_lose_power(lab))),
     scenario::of("both_planes_and_minutes_without_network", 1200, |lab| {
