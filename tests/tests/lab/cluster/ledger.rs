@@ -30,7 +30,8 @@ pub async fn an_old_ledger_destroys_nothing(lab: &Lab) -> anyhow::Result<()> {
     put_back(node, "old").await?;
     cluster.start_one("node1", "node1", "vm").await?;
     cluster.stuck(&["is its ledger an old one", "is it an old one"]).await?;
-    node.check(&format!("zfs list vmpool/images/nas.tank.vol1-overlay > /dev/null; test ! -e {DEVICE}")).await?;
+    node.check("zfs list vmpool/images/nas.tank.vol1-overlay > /dev/null; test -z \"$(dmsetup ls | grep nas.tank || true)\"")
+        .await?;
 
     cluster.kill("node1").await?;
     put_back(node, "newest").await?;
