@@ -102,7 +102,7 @@ impl Lab {
             dir: dir.path().to_owned(),
             logs: options.logs.canonicalize()?,
             accelerator,
-            // Six emulated processors on two real ones wait for each other: with three a volume's life takes two thirds of the time.
+            // Six emulated processors on two real ones wait for each other.
             processors: number("IMG_STORAGE_LAB_PROCESSORS", 1),
             memory: number("IMG_STORAGE_LAB_MEMORY", 1024),
         };
