@@ -11,7 +11,7 @@ use std::time::Instant;
 /// What the volume is filled with, in MiB.
 const FILLED: u64 = 48;
 /// What has arrived when something happens to the copy.
-const ARRIVED: u64 = 8 << 20;
+const ARRIVED: u64 = 16 << 20;
 /// What is changed before the second start on a node, in MiB.
 const CHANGED: u64 = 6;
 /// What cuts a stream off in the middle.
@@ -35,7 +35,8 @@ pub async fn copies_are_cut_and_cancelled(lab: &Lab) -> anyhow::Result<()> {
     nas.check("grep -q 'was cut off after .* goes on where it was' /run/lab/nas.all").await?;
     let (sent, all) = (streams(&cluster).await?.iter().sum::<u64>(), FILLED << 20);
     println!("  {} of {} streamed, with a cut after {} or more", human_bytes(sent), human_bytes(all), human_bytes(ARRIVED));
-    ensure!(sent < all + ARRIVED / 2, "{} were sent again of {}", human_bytes(sent), human_bytes(all));
+    // What was under way when it was cut counts twice.
+    ensure!(sent < all + ARRIVED / 4 * 3, "{} were sent again of {}", human_bytes(sent), human_bytes(all));
     let filled = sum(node1, DEVICE).await?;
     cluster.ask(&format!("unmap {VOLUME}")).await?;
     ensure!(sum(nas, ZVOL).await? == filled, "what came home is not what was on {}", node1.name());
