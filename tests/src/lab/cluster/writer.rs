@@ -19,8 +19,38 @@ pub struct Writer<'c> {
     stop: String,
 }
 
-/// For each block what was tried since the last write that is known to have been answered, that one first.
-pub type Known = BTreeMap<u32, Vec<String>>;
+/// A disk that loses its power in the middle of a write may have any of its pieces of this size, in bytes, and not the others.
+const PIECE: u32 = 4096;
+
+/// What was tried for each block.
+pub type Known = BTreeMap<u32, Tries>;
+
+/// What was tried for one block: the checksums of its pieces.
+#[derive(Clone, Debug, Default)]
+pub struct Tries {
+    /// The last write that is known to have been answered first, then what was tried since.
+    valid: Vec<Vec<String>>,
+    /// What it had before.
+    older: Vec<Vec<String>>,
+}
+
+impl Tries {
+    /// What is wrong with a block that was found to have these pieces.
+    fn wrong(&self, found: &[&str]) -> Option<String> {
+        let among =
+            |writes: &[Vec<String>], n: usize, piece: &str| writes.iter().any(|write| write.get(n).is_some_and(|p| p == piece));
+        let wrong = |(n, piece): (usize, &&str)| match () {
+            () if among(&self.valid, n, piece) => None,
+            () if among(&self.older, n, piece) => Some(format!("piece {n} is an older one")),
+            () => Some(format!("piece {n} was never written")),
+        };
+        if found.len() != self.valid.first().map_or(0, Vec::len) {
+            return Some(format!("it has {} pieces", found.len()));
+        }
+        let wrong: Vec<_> = found.iter().enumerate().filter_map(wrong).collect();
+        (!wrong.is_empty()).then(|| format!("{}, after {} tries since the last answer", wrong.join(", "), self.valid.len() - 1))
+    }
+}
 
 impl<'c> Writer<'c> {
     /// Begins to write to the volume.
@@ -37,7 +67,7 @@ impl<'c> Writer<'c> {
         let script = format!(
             "mkdir -p {dir}; cat > {dir}/write.sh <<'END'
              while [ ! -e {stop} ]; do
-               b=$((RANDOM % {BLOCKS})); head -c 65536 /dev/urandom > {dir}/block; s=$(md5sum < {dir}/block | cut -c-32)
+               b=$((RANDOM % {BLOCKS})); head -c 65536 /dev/urandom > {dir}/block; {}
                echo try $b $s >> {notes}; sync -d {notes}
                if dd if={dir}/block of={device} bs=64k seek=$((b * {APART})) conv=notrunc,fsync oflag=direct status=none
                then echo ok $b $s; else echo bad $b $s; sleep 1; fi >> {notes}; sync -d {notes}
@@ -45,7 +75,8 @@ impl<'c> Writer<'c> {
              done
              echo over >> {notes}; sync -d {notes}
 END
-             rm -f {stop}"
+             rm -f {stop}",
+            sums(&dir)
         );
         guest.check(&script).await?;
         guest.spawn(&format!("writer-{}", volume.replace('/', ".")), &format!("bash {dir}/write.sh")).await?;
@@ -93,11 +124,11 @@ END
             let (Some(what), Some(Ok(block)), Some(sum)) = (words.next(), words.next().map(str::parse), words.next()) else {
                 continue;
             };
-            let sums = known.entry(block).or_default();
+            let tries: &mut Tries = known.entry(block).or_default();
             if what == "ok" {
-                sums.clear();
+                tries.older.append(&mut tries.valid);
             }
-            sums.push(sum.to_owned());
+            tries.valid.push(sum.split('.').map(str::to_owned).collect());
         }
         ensure!(known.len() > 3, "hardly anything was written");
         Ok(known)
@@ -114,24 +145,56 @@ END
 pub async fn holds(cluster: &Cluster<'_>, guest: &str, device: &str, known: &Known) -> anyhow::Result<()> {
     // A device that is not there yet has lost nothing; one that cannot be read is no answer.
     let script = format!(
-        "for try in $(seq 120); do test -b {device} && break; sleep 0.5; done
+        "for try in $(seq 120); do test -b {device} && break; sleep 0.5; done; dir=$(mktemp -d /run/lab/found.XXXXXX)
          for b in $(seq 0 {}); do
-           dd if={device} of=/run/lab/found bs=64k skip=$((b * {APART})) count=1 iflag=direct status=none || exit 1
-           echo $b $(md5sum < /run/lab/found | cut -c-32)
-         done",
-        BLOCKS - 1
+           dd if={device} of=$dir/block bs=64k skip=$((b * {APART})) count=1 iflag=direct status=none || exit 1
+           {}
+           echo $b $s
+         done; rm -r $dir",
+        BLOCKS - 1,
+        sums("$dir")
     );
     let found = cluster.guest(guest)?.check_within(&script, super::DONE).await?;
     let mut lost = Vec::new();
     for line in found.lines() {
-        let (block, sum) = line.split_once(' ').context("a sum")?;
+        let (block, sums) = line.split_once(' ').context("a sum")?;
         let block: u32 = block.parse()?;
-        if let Some(sums) = known.get(&block)
-            && !sums.iter().any(|s| s == sum)
-        {
-            lost.push(block);
+        let sums: Vec<_> = sums.split('.').collect();
+        if let Some(wrong) = known.get(&block).and_then(|tries| tries.wrong(&sums)) {
+            lost.push(format!("block {block}: {wrong}"));
         }
     }
-    ensure!(lost.is_empty(), "{device} on {guest} lacks what was answered: blocks {lost:?} of {}", known.len());
+    ensure!(
+        lost.is_empty(),
+        "{device} on {guest} lacks what was answered, {} of {} blocks: {}",
+        lost.len(),
+        known.len(),
+        lost.join("; ")
+    );
     Ok(())
+}
+
+/// Commands that set `s` to the checksums of the pieces of the block in a directory.
+fn sums(dir: &str) -> String {
+    format!("split -b {PIECE} {dir}/block {dir}/piece.; s=$(md5sum {dir}/piece.* | cut -c-8 | paste -sd.)")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn write(sums: &str) -> Vec<String> {
+        sums.split('.').map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn a_torn_write_is_none_that_was_lost_and_an_older_one_is() {
+        let tries = Tries { valid: vec![write("a.b"), write("c.d")], older: vec![write("x.y")] };
+        assert_eq!(tries.wrong(&["a", "b"]), None, "what was answered");
+        assert_eq!(tries.wrong(&["c", "b"]), None, "half of what was not answered");
+        assert_eq!(tries.wrong(&["c", "d"]), None);
+        assert_eq!(tries.wrong(&["x", "b"]).unwrap(), "piece 0 is an older one, after 1 tries since the last answer");
+        assert_eq!(tries.wrong(&["a"]).unwrap(), "it has 1 pieces");
+        assert_eq!(tries.wrong(&["b", "a"]).unwrap().matches("never written").count(), 2, "the place counts");
+    }
 }
