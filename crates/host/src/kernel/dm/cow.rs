@@ -80,7 +80,9 @@ mod tests {
     use super::*;
 
     fn overlay(words: [u32; 4], pairs: &[(u64, u64)]) -> tempfile::NamedTempFile {
-        let file = tempfile::NamedTempFile::new_in(env!("CARGO_MANIFEST_DIR")).unwrap();
+        // Where this test was built is a disk, which /tmp need not be: a tmpfs cannot be read past its cache.
+        let built = std::env::current_exe().unwrap();
+        let file = tempfile::NamedTempFile::new_in(built.parent().unwrap()).unwrap();
         let mut bytes = vec![0; 1 << 16];
         for (n, word) in words.iter().enumerate() {
             bytes[4 * n..4 * n + 4].copy_from_slice(&word.to_le_bytes());
