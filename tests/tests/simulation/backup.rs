@@ -19,17 +19,13 @@ pub async fn of_node(act: &mut Act) -> Result<(), String> {
     used(act).await?;
     let (site, node) = (Arc::clone(&act.site), act.node(0));
     let old = site.back_up(&node).await?;
-    act.map(0, true).await?;
-    act.is(Phase::Local).await?;
-    act.guest_works(100).await;
-    act.sync().await?;
-    act.guest_works(100).await;
+    is_local(act).await?;
+    writes_home_and_on(act).await?;
     // What the guest works on is believed, and not the ledger.
     site.restore(&node, &old, false).await?;
     act.guest_works(100).await;
     act.is(Phase::Local).await?;
-    act.sync().await?;
-    act.guest_works(100).await;
+    writes_home_and_on(act).await?;
     act.guest_off().await;
     let newest = site.back_up(&node).await?;
     site.restore(&node, &old, true).await?;
@@ -49,15 +45,11 @@ pub async fn of_nas(act: &mut Act) -> Result<(), String> {
     let (site, nas) = (Arc::clone(&act.site), act.site.nas.clone());
     let old = site.back_up(&nas).await?;
     for machine in [false, true] {
-        act.map(0, true).await?;
-        act.is(Phase::Local).await?;
-        act.guest_works(100).await;
-        act.sync().await?;
-        act.guest_works(100).await;
+        is_local(act).await?;
+        writes_home_and_on(act).await?;
         site.restore(&nas, &old, machine).await?;
         act.is(Phase::Local).await?;
-        act.sync().await?;
-        act.guest_works(100).await;
+        writes_home_and_on(act).await?;
         act.unmap(false).await?;
     }
     Ok(())
@@ -69,12 +61,9 @@ pub async fn of_both(act: &mut Act) -> Result<(), String> {
     for pushed in [true, false] {
         let (site, nas, node) = (Arc::clone(&act.site), act.site.nas.clone(), act.node(0));
         let (old_nas, old_node) = (site.back_up(&nas).await?, site.back_up(&node).await?);
-        act.map(0, true).await?;
-        act.is(Phase::Local).await?;
-        act.guest_works(100).await;
+        is_local(act).await?;
         if pushed {
-            act.sync().await?;
-            act.guest_works(100).await;
+            writes_home_and_on(act).await?;
         }
         act.guest_off().await;
         // Neither hears of the other what its ledger does not say.
@@ -92,6 +81,21 @@ pub async fn of_both(act: &mut Act) -> Result<(), String> {
         site.world.destroy_by_hand(&node, act.volume);
         used(act).await?;
     }
+    Ok(())
+}
+
+/// The guest works on a copy of its node, which has what is nowhere else.
+async fn is_local(act: &mut Act) -> Result<(), String> {
+    act.map(0, true).await?;
+    act.is(Phase::Local).await?;
+    act.guest_works(100).await;
+    Ok(())
+}
+
+/// Its writes go home, and it works on.
+async fn writes_home_and_on(act: &mut Act) -> Result<(), String> {
+    act.sync().await?;
+    act.guest_works(100).await;
     Ok(())
 }
 
