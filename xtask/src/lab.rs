@@ -23,7 +23,7 @@ pub const TARGET: &str = "lab";
 /// Where the lab's logs go, and what says which one is up.
 const LOGS: &str = "target/lab";
 /// The scenarios may take that long, all together.
-const SCENARIOS: Duration = Duration::from_secs(70 * 60);
+const SCENARIOS: Duration = Duration::from_secs(60 * 60);
 
 /// The virtual machines nas, node1 and node2, by hand
 #[derive(Args)]

@@ -18,7 +18,8 @@ use img_storage_tests::{
 };
 use scenario::Scenario;
 use std::{
-    path::Path,
+    fs,
+    path::{Path, PathBuf},
     process::ExitCode,
     time::{Duration, Instant},
 };
@@ -119,7 +120,18 @@ async fn up() -> anyhow::Result<Lab> {
         return Lab::attach(Path::new(&dir));
     }
     lab::possible()?;
-    let logs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/lab/scenarios");
-    let options = Options { program: Some(service::program()?), logs, stay: false };
+    let options = Options { program: Some(service::program()?), logs: logs(), stay: false };
     tokio::time::timeout(Duration::from_secs(25 * 60), Lab::up(&options)).await.context("it takes too long")?
+}
+
+/// Where this run writes. Another one in this checkout has its own place, since how far a guest is, is read from its console; what is found of runs
+/// that are over goes.
+fn logs() -> PathBuf {
+    let all = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/lab/scenarios");
+    for entry in fs::read_dir(&all).into_iter().flatten().flatten() {
+        if !Path::new("/proc").join(entry.file_name()).exists() {
+            let _ = fs::remove_dir_all(entry.path());
+        }
+    }
+    all.join(std::process::id().to_string())
 }
