@@ -18,14 +18,25 @@ use img_storage_model::{
 impl Steps<'_> {
     /// The local zvol and the overlay.
     pub(super) async fn look_at_zvols(&self) -> (Result<Option<LocalZvol>, HostError>, Result<Option<Overlay>, HostError>) {
+        // Before all the rest: ZFS makes a zvol's device when it has put the log into it, and counts nothing of that before.
+        let complete = Zfs::device(&self.local).exists();
         match marks::look(&self.host.zfs, [&self.local, &self.overlay]).await {
-            Ok([local, overlay]) => (self.local(local).await, self.overlay(overlay)),
+            Ok([local, overlay]) => (self.local(local, complete).await, self.overlay(overlay)),
             Err(error) => (Err(error.clone()), Err(error)),
         }
     }
 
-    async fn local(&self, found: Option<Look>) -> Result<Option<LocalZvol>, HostError> {
+    async fn local(&self, found: Option<Look>, complete: bool) -> Result<Option<LocalZvol>, HostError> {
         let Some(Look { zvol, snapshots }) = marks::of(found, self.volume.id)? else { return Ok(None) };
+        // A guest may have had it.
+        if zvol.is_reserved() && !complete {
+            let device = Zfs::device(&self.local);
+            return Err(HostError(format!(
+                "{} is not there yet, so that nobody can tell what was written to {} before this machine stopped",
+                device.display(),
+                self.local
+            )));
+        }
         let points = marks::points(&snapshots);
         Ok(Some(LocalZvol {
             size: zvol.size.unwrap_or(0),

@@ -235,6 +235,14 @@ impl Zfs {
         text.trim().parse().map_err(|_| unreadable(format_args!("what was written since {snapshot}"), text.trim()))
     }
 
+    /// Whether a zvol that nobody has open is shown to hold what its snapshot holds: a stream of the difference has nothing in it. While
+    /// this looks, which takes a moment, nobody else can open it.
+    pub async fn is_as(&self, snapshot: &Snapshot) -> bool {
+        let of = snapshot.dataset();
+        let stream = exec::run(&self.zfs, &["send", "-i", &snapshot.to_string(), of.as_str()], LOOK).await;
+        stream.is_ok_and(|stream| !stream.truncated && parse::changes_nothing(&stream.stdout))
+    }
+
     /// Who may do what with a dataset, besides root: what was said on it and on what it lies in.
     ///
     /// # Errors

@@ -160,6 +160,18 @@ pub(super) fn allowed(text: &str) -> Vec<Allowed> {
     found
 }
 
+/// Whether a stream has nothing but its first and its last record.
+///
+/// Source: `dmu_replay_record` in `include/sys/zfs_ioctl.h` of OpenZFS. A record has 312 bytes, and in its first four what it is, in the byte order
+/// of the host.
+pub fn changes_nothing(stream: &[u8]) -> bool {
+    const RECORD: usize = 312;
+    const BEGIN: u32 = 0;
+    const END: u32 = 5;
+    let what = |at: usize| stream.get(at..at + 4).and_then(|bytes| bytes.try_into().ok()).map(u32::from_ne_bytes);
+    stream.len() == 2 * RECORD && what(0) == Some(BEGIN) && what(RECORD) == Some(END)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -248,5 +260,15 @@ mod tests {
         }
         assert!(snapshots("1\t2\ttank/v1@s1").is_err() && room("1").is_err() && pools("x\ty").is_err());
         assert_eq!(volumes(""), Ok(Vec::new()));
+    }
+
+    #[test]
+    fn a_stream_without_changes() {
+        let nothing = include_bytes!("../../../tests/transcripts/zfs-send-nothing.bin");
+        let changes = include_bytes!("../../../tests/transcripts/zfs-send-changes.bin");
+        assert!(changes_nothing(nothing));
+        assert!(!changes_nothing(changes));
+        assert!(!changes_nothing(&changes[..nothing.len()]), "as long, and with other records");
+        assert!(!changes_nothing(&nothing[..nothing.len() - 1]) && !changes_nothing(&[]), "cut off");
     }
 }
