@@ -35,6 +35,11 @@ pub struct Tries {
 }
 
 impl Tries {
+    /// A write that nobody was answered is there in part.
+    fn torn(&self, found: &[&str]) -> bool {
+        !self.valid.iter().any(|write| write.iter().eq(found))
+    }
+
     /// What is wrong with a block that was found to have these pieces.
     fn wrong(&self, found: &[&str]) -> Option<String> {
         let among =
@@ -160,8 +165,10 @@ pub async fn holds(cluster: &Cluster<'_>, guest: &str, device: &str, known: &Kno
         let (block, sums) = line.split_once(' ').context("a sum")?;
         let block: u32 = block.parse()?;
         let sums: Vec<_> = sums.split('.').collect();
-        if let Some(wrong) = known.get(&block).and_then(|tries| tries.wrong(&sums)) {
-            lost.push(format!("block {block}: {wrong}"));
+        match known.get(&block).map(|tries| (tries.wrong(&sums), tries.torn(&sums))) {
+            Some((Some(wrong), _)) => lost.push(format!("block {block}: {wrong}")),
+            Some((None, true)) => println!("  block {block} on {guest} is torn: its write was under way"),
+            Some((None, false)) | None => {}
         }
     }
     ensure!(
@@ -193,6 +200,7 @@ mod tests {
         assert_eq!(tries.wrong(&["a", "b"]), None, "what was answered");
         assert_eq!(tries.wrong(&["c", "b"]), None, "half of what was not answered");
         assert_eq!(tries.wrong(&["c", "d"]), None);
+        assert!(tries.torn(&["c", "b"]) && !tries.torn(&["c", "d"]));
         assert_eq!(tries.wrong(&["x", "b"]).unwrap(), "piece 0 is an older one, after 1 tries since the last answer");
         assert_eq!(tries.wrong(&["a"]).unwrap(), "it has 1 pieces");
         assert_eq!(tries.wrong(&["b", "a"]).unwrap().matches("never written").count(), 2, "the place counts");
