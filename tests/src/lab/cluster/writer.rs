@@ -28,6 +28,8 @@ pub type Known = BTreeMap<u32, Tries>;
 /// What was tried for one block: the checksums of its pieces.
 #[derive(Clone, Debug, Default)]
 pub struct Tries {
+    /// A write was answered: until then it may have what it had before all of them, which nobody looked at.
+    answered: bool,
     /// The last write that is known to have been answered first, then what was tried since.
     valid: Vec<Vec<String>>,
     /// What it had before.
@@ -37,7 +39,7 @@ pub struct Tries {
 impl Tries {
     /// A write that nobody was answered is there in part.
     fn torn(&self, found: &[&str]) -> bool {
-        !self.valid.iter().any(|write| write.iter().eq(found))
+        self.answered && !self.valid.iter().any(|write| write.iter().eq(found))
     }
 
     /// What is wrong with a block that was found to have these pieces.
@@ -49,6 +51,9 @@ impl Tries {
             () if among(&self.older, n, piece) => Some(format!("piece {n} is an older one")),
             () => Some(format!("piece {n} was never written")),
         };
+        if !self.answered {
+            return None;
+        }
         if found.len() != self.valid.first().map_or(0, Vec::len) {
             return Some(format!("it has {} pieces", found.len()));
         }
@@ -131,6 +136,7 @@ END
             };
             let tries: &mut Tries = known.entry(block).or_default();
             if what == "ok" {
+                tries.answered = true;
                 tries.older.append(&mut tries.valid);
             }
             tries.valid.push(sum.split('.').map(str::to_owned).collect());
@@ -196,13 +202,15 @@ mod tests {
 
     #[test]
     fn a_torn_write_is_none_that_was_lost_and_an_older_one_is() {
-        let tries = Tries { valid: vec![write("a.b"), write("c.d")], older: vec![write("x.y")] };
+        let tries = Tries { answered: true, valid: vec![write("a.b"), write("c.d")], older: vec![write("x.y")] };
         assert_eq!(tries.wrong(&["a", "b"]), None, "what was answered");
         assert_eq!(tries.wrong(&["c", "b"]), None, "half of what was not answered");
         assert_eq!(tries.wrong(&["c", "d"]), None);
         assert!(tries.torn(&["c", "b"]) && !tries.torn(&["c", "d"]));
         assert_eq!(tries.wrong(&["x", "b"]).unwrap(), "piece 0 is an older one, after 1 tries since the last answer");
         assert_eq!(tries.wrong(&["a"]).unwrap(), "it has 1 pieces");
+        let first = Tries { valid: vec![write("a.b")], ..Tries::default() };
+        assert!(first.wrong(&["0", "0"]).is_none() && !first.torn(&["0", "0"]), "its first write was not answered");
         assert_eq!(tries.wrong(&["b", "a"]).unwrap().matches("never written").count(), 2, "the place counts");
     }
 }
