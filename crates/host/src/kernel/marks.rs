@@ -153,27 +153,33 @@ pub fn points(all: &[SnapshotFacts]) -> Points {
     points
 }
 
-/// Bytes that ZFS may count as written although nothing of what a zvol holds was changed: what it notes about the log of a zvol, a block
-/// of up to 4 KiB, several times, on disks whose blocks may be as large. In the lab it is 1 KiB after a power cut.
-const BOOKKEEPING: u64 = 64 << 10;
-
-/// What was written to a zvol since the newest of our snapshots: ZFS counts from the newest of anybody. Nothing, when all that it counts is
-/// bookkeeping; while somebody has the zvol open that cannot be told, and everything counts.
+/// What was written to a zvol since the newest of our snapshots: ZFS counts from the newest of anybody.
 ///
 /// # Errors
 /// When it cannot be told.
 pub async fn written(zfs: &Zfs, zvol: &Zvol, points: &Points) -> Result<u64, HostError> {
-    let newest = points.ours.last().map(|newest| at(&zvol.name, newest.snapshot.id)).transpose()?;
-    let counted = match (&points.foreign, &newest) {
-        (Some(_), Some(newest)) => zfs.written_since(newest).await?,
+    match (&points.foreign, points.ours.last()) {
+        (Some(_), Some(newest)) => zfs.written_since(&at(&zvol.name, newest.snapshot.id)?).await,
         // Without one of ours everything counts.
-        (Some(_), None) => zvol.referenced,
-        (None, _) => zvol.written,
-    };
-    match newest {
-        Some(newest) if (1..=BOOKKEEPING).contains(&counted) && zfs.is_as(&newest).await => Ok(0),
-        _ => Ok(counted),
+        (Some(_), None) => Ok(zvol.referenced),
+        (None, _) => Ok(zvol.written),
     }
+}
+
+/// Bytes that ZFS may count as written although nothing of what a zvol holds was changed: what it notes about the log of a zvol, a block
+/// of up to 4 KiB, several times, on disks whose blocks may be as large. In the lab it is 1 KiB after a power cut. ZFS does not hold that against
+/// a stream either (`dsl_dataset_modified_since_snap` in `module/zfs/dsl_dataset.c` of OpenZFS), and does not tell.
+const BOOKKEEPING: u64 = 64 << 10;
+
+/// Whether it is shown that all that ZFS counts in [`written`] is bookkeeping, and the snapshot the newest of anybody's. Of a zvol that is in use
+/// that cannot be told; and while it is looked for, nobody can begin to use it.
+pub async fn unchanged(zfs: &Zfs, zvol: &Dataset, newest: Option<SnapshotId>, counted: u64) -> bool {
+    let Some(newest) = newest.and_then(|newest| at(zvol, newest).ok()) else { return false };
+    if !(1..=BOOKKEEPING).contains(&counted) || !zfs.is_as(&newest).await {
+        return false;
+    }
+    let all = zfs.snapshots(zvol).await.ok().flatten().unwrap_or_default();
+    all.last().is_some_and(|last| last.name == newest)
 }
 
 /// A snapshot of ours by name.

@@ -43,6 +43,15 @@ async fn zvols(zfs: &Zfs, within: &Dataset) -> Result<Vec<Zvol>, HostError> {
     for zvol in zfs.volumes(within).await?.into_iter().filter(|zvol| zvol.name.parent().as_ref() == Some(within)) {
         let all = snapshots.remove(&zvol.name).unwrap_or_default();
         let points = marks::points(&all);
+        // Only of what is ours: others' snapshots cost a look each.
+        let mut written = zvol.written;
+        if zvol.volume().is_some() {
+            written = marks::written(zfs, &zvol, &points).await?;
+            let newest = points.ours.last().map(|newest| newest.snapshot.id);
+            if marks::unchanged(zfs, &zvol.name, newest, written).await {
+                written = 0;
+            }
+        }
         let mut shown = Vec::new();
         for snapshot in all {
             let ours = snapshot.name.name().parse::<SnapshotId>().is_ok();
@@ -58,8 +67,7 @@ async fn zvols(zfs: &Zfs, within: &Dataset) -> Result<Vec<Zvol>, HostError> {
             overlay: marks::epoch_in(&zvol, marks::EPOCH),
             size: zvol.size.unwrap_or(0),
             used: zvol.used,
-            // Only of what is ours: others' snapshots cost a look each.
-            written: if zvol.volume().is_some() { marks::written(zfs, &zvol, &points).await? } else { zvol.written },
+            written,
             snapshots: shown,
             resume: zvol.resume_token.is_some(),
             name: zvol.name,

@@ -170,10 +170,16 @@ impl Step {
                 matches!(step, qemu::NodeStep::DigestPush { .. } | qemu::NodeStep::RemoveLocal | qemu::NodeStep::ReserveLocal)
             }
             Step::Kernel(step) => {
-                use kernel::NodeStep::{DestroyLocal, DestroyWarm, DropSnapshot, FlushRemote, RollBackLocal, Swap};
+                use kernel::NodeStep::{DestroyLocal, DestroyWarm, DropSnapshot, FlushRemote, RollBackLocal, SettleLocal, Swap};
                 matches!(
                     step,
-                    DestroyLocal | DestroyWarm { .. } | RollBackLocal { .. } | DropSnapshot { .. } | FlushRemote | Swap { .. }
+                    DestroyLocal
+                        | DestroyWarm { .. }
+                        | RollBackLocal { .. }
+                        | SettleLocal { .. }
+                        | DropSnapshot { .. }
+                        | FlushRemote
+                        | Swap { .. }
                 )
             }
         }

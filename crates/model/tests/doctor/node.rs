@@ -51,6 +51,7 @@ fn copy() -> LocalZvol {
         received: true,
         held: false,
         written: 0,
+        unchanged: false,
         receives: None,
         resume: None,
         reserved: true,

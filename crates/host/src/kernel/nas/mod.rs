@@ -130,13 +130,23 @@ impl KernelNas {
     pub async fn look(&self, volume: &VolumeRef) -> NasFacts {
         let import = self.lender.look(volume.id, Lent::Filled);
         let reader = self.lender.look(volume.id, Lent::Read);
-        let (zvol, exports, import, reader) = tokio::join!(self.zvol(volume), self.exports(volume.id), import, reader);
+        let (mut zvol, exports, import, reader) = tokio::join!(self.zvol(volume), self.exports(volume.id), import, reader);
+        let stream = self.jobs.look(volume.id);
+        // What is exported is open, and nobody is in the way of a stream.
+        if let (Ok(Some(zvol)), Ok([]), None) = (&mut zvol, exports.as_deref(), &stream)
+            && let Ok(name) = self.dataset(volume)
+        {
+            let newest = zvol.snapshots.last().map(|held| held.snapshot.id);
+            if marks::unchanged(&self.zfs, &name, newest, zvol.written).await {
+                zvol.written = 0;
+            }
+        }
         NasFacts {
             zvol: fact(zvol),
             exports: fact(exports),
             import: fact(import),
             reader: fact(reader.map(|found| found.is_some())),
-            stream: self.jobs.look(volume.id),
+            stream,
         }
     }
 

@@ -84,11 +84,10 @@ impl Steps<'_> {
 
     /// The table of the kernel.
     async fn layer(&self, table: Table) -> Result<dm::Layer, HostError> {
-        let (Table::Linear(under) | Table::Overlay(under) | Table::Merge(under)) = table;
         let overlaid = !matches!(table, Table::Linear(_));
         let (device, overlay) = tokio::try_join!(
             async {
-                match under {
+                match table.layer() {
                     Layer::Remote => self.disk().await.map(|disk| disk.number),
                     Layer::Local => self.zvol(&self.local).await,
                 }

@@ -44,6 +44,7 @@ impl Steps<'_> {
             received: points.ours.last().is_some_and(|newest| newest.received()),
             held: points.ours.last().is_some_and(|newest| newest.held),
             written: marks::written(&self.host.zfs, &zvol, &points).await?,
+            unchanged: false,
             receives: marks::epoch_in(&zvol, RECEIVES),
             reserved: zvol.is_reserved(),
             resume: zvol.resume_token,
@@ -97,6 +98,19 @@ impl Steps<'_> {
             )));
         }
         zfs.destroy_volume(&self.local, &self.volume.id.to_string(), marks::HOLD).await
+    }
+
+    /// The planner looked a moment ago.
+    pub(super) async fn settle(&self, newest: SnapshotId) -> Result<(), HostError> {
+        let zfs = &self.host.zfs;
+        zfs.refuse_in_use(&self.local, "put back").await?;
+        let Some(Look { zvol, snapshots }) = marks::ours(zfs, &self.local, self.volume.id).await? else { return Ok(()) };
+        let written = marks::written(zfs, &zvol, &marks::points(&snapshots)).await?;
+        match written {
+            0 => Ok(()),
+            _ if marks::unchanged(zfs, &self.local, Some(newest), written).await => self.roll_back(newest).await,
+            _ => Err(HostError(format!("{written} bytes were written to {} since its newest snapshot; it is kept", self.local))),
+        }
     }
 
     pub(super) async fn roll_back(&self, to: SnapshotId) -> Result<(), HostError> {

@@ -21,7 +21,7 @@ use img_storage_model::{
     Dataset, Fact, Size,
     messages::{Endpoint, Holder, IscsiLogin, PoolReport},
     node::{
-        NodeVolume, StepResult,
+        Layer, NodeVolume, StepResult,
         kernel::{Disk, NodeFacts, NodeStep, Session},
     },
 };
@@ -172,6 +172,7 @@ impl KernelNode {
             NodeStep::UnreserveLocal => self.zfs.unreserve(&at.local).await?,
             NodeStep::GrowLocal { size } => self.zfs.grow(&at.local, marks::whole_blocks(size.bytes())).await?,
             NodeStep::RollBackLocal { to } => at.roll_back(to).await?,
+            NodeStep::SettleLocal { at: newest } => at.settle(newest).await?,
             NodeStep::DestroyLocal => at.destroy_local().await?,
             NodeStep::DestroyWarm { home } => at.destroy_warm(home).await?,
             NodeStep::CreateOverlay { epoch, size } => at.create_overlay(epoch, size.bytes()).await?,
@@ -196,7 +197,14 @@ impl Steps<'_> {
     async fn look(&self) -> NodeFacts {
         let session = self.session().await;
         let disk = session.as_ref().ok().and_then(|found| found.as_ref()).and_then(|(_, disk)| disk.as_ref()).map(|d| d.number);
-        let (device, (local, overlay)) = tokio::join!(self.look_at_device(disk), self.look_at_zvols());
+        let (device, (mut local, overlay)) = tokio::join!(self.look_at_device(disk), self.look_at_zvols());
+        // What has a guest is in use.
+        if let (Ok(Some(local)), Ok(device)) = (&mut local, &device)
+            && device.as_ref().is_none_or(|device| device.table.as_ref().is_ok_and(|table| table.layer() == Layer::Remote))
+        {
+            let newest = local.snapshots.last().map(|newest| newest.id);
+            local.unchanged = marks::unchanged(&self.host.zfs, &self.local, newest, local.written).await;
+        }
         let shown = session.map(|found| {
             found.map(|(session, disk)| Session {
                 iqn: session.target,

@@ -41,6 +41,7 @@ impl SimNode {
                 received: l.newest().is_some_and(|p| !p.taken && !p.held),
                 held: l.newest().is_some_and(|p| p.held),
                 written: l.written(),
+                unchanged: l.unchanged() && !l.receiving && !v.device.as_ref().is_some_and(|d| d.uses(Layer::Local)),
                 receives: l.receives,
                 resume: l.partial.as_ref().filter(|_| !l.receiving).map(Partial::token),
                 reserved: l.reserved,
@@ -378,6 +379,11 @@ impl SimNode {
                             return refuse("there is no such snapshot");
                         }
                         s.check_released(&self.name, volume, &lost);
+                    }
+                    NodeStep::SettleLocal { at } => {
+                        if !local.unchanged() || local.newest().is_none_or(|p| p.snapshot.id != at) || !local.roll_back(at, now) {
+                            return refuse("something was written to it");
+                        }
                     }
                     NodeStep::DestroyLocal => {
                         let lost = v.local.take().map(|l| l.data).unwrap_or_default();

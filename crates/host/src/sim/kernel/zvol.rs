@@ -51,6 +51,8 @@ pub struct Zvol {
     pub reserved: bool,
     /// ZFS wrote something of its own to it since the newest snapshot.
     pub touched: bool,
+    /// ZFS noted something about its log since, after a power cut: that counts as written, and is nothing that was.
+    noted: bool,
 }
 
 /// In how many blocks two contents differ; one that is shorter has zeroes there.
@@ -74,6 +76,7 @@ impl Zvol {
             receives: None,
             reserved: false,
             touched: false,
+            noted: false,
         }
     }
 
@@ -111,6 +114,7 @@ impl Zvol {
             }
         }
         self.receiving = false;
+        self.noted = self.reserved;
         self.sync(now);
     }
 
@@ -129,7 +133,12 @@ impl Zvol {
 
     /// What ZFS says was written since the newest snapshot.
     pub fn written(&self) -> u64 {
-        self.since_newest(&self.counted) + if self.touched { 12 << 10 } else { 0 }
+        self.since_newest(&self.counted) + if self.touched { 12 << 10 } else { 0 } + if self.noted { 1 << 10 } else { 0 }
+    }
+
+    /// All that ZFS counts as written is what it noted.
+    pub fn unchanged(&self) -> bool {
+        self.noted && !self.modified()
     }
 
     /// Something was written since the newest snapshot: a receive refuses.
@@ -140,7 +149,7 @@ impl Zvol {
     /// Takes a snapshot, which syncs. To hold it is another command.
     pub fn take(&mut self, snapshot: Snapshot, now: Instant) {
         self.sync(now);
-        self.touched = false;
+        (self.touched, self.noted) = (false, false);
         self.points.push(Point { snapshot, held: false, taken: true, data: self.data.clone() });
     }
 
@@ -149,7 +158,7 @@ impl Zvol {
         let Some(at) = self.points.iter().position(|p| p.snapshot.id == id) else { return false };
         self.points.truncate(at + 1);
         self.data = self.points[at].data.clone();
-        self.touched = false;
+        (self.touched, self.noted) = (false, false);
         self.sync(now);
         true
     }
@@ -163,7 +172,7 @@ impl Zvol {
         }
         let partial = self.partial.take().unwrap_or_else(|| unreachable!("it was there a moment ago"));
         self.data.clone_from(&partial.data);
-        self.touched = false;
+        (self.touched, self.noted) = (false, false);
         self.points.push(Point { snapshot: partial.to, held: false, taken: false, data: partial.data });
         self.sync(now);
         Ok(())

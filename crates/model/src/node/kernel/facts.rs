@@ -50,6 +50,14 @@ pub enum Table {
     Merge(Layer),
 }
 
+impl Table {
+    /// What lies under it.
+    pub fn layer(self) -> Layer {
+        let (Table::Linear(layer) | Table::Overlay(layer) | Table::Merge(layer)) = self;
+        layer
+    }
+}
+
 /// The device-mapper device.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Device {
@@ -94,8 +102,11 @@ pub struct LocalZvol {
     pub received: bool,
     /// A hold keeps the newest of them from being destroyed by mistake.
     pub held: bool,
-    /// Bytes written since the newest of them; everything when there is none.
+    /// Bytes written since the newest of them, as ZFS counts; everything when there is none.
     pub written: u64,
+    /// All of that is ZFS's own bookkeeping: it was shown that the newest snapshot, which is the newest of anybody's, holds everything. That
+    /// cannot be told of what is in use.
+    pub unchanged: bool,
     /// The epoch whose streams it takes; the mark that stands between a late stream and the truth.
     pub receives: Option<Epoch>,
     /// What a receive that was cut off goes on with.

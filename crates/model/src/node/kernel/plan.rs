@@ -48,6 +48,9 @@ pub fn plan(record: &NodeRecord, facts: &NodeFacts) -> Decision {
         Ok(f) => f,
         Err(why) => return Decision::Stuck(why),
     };
+    if let Some(decision) = settle(record, &f) {
+        return decision;
+    }
     if record.has_ended() && f.session.is_none() && f.device.is_none() && f.overlay.is_none() {
         return plan_kept(record, f.local);
     }
@@ -184,8 +187,7 @@ pub(super) fn bring(record: &NodeRecord, f: &Seen<'_>, device: &Device, wanted: 
 
 /// How long the device can be with a table: as long as it is to be, or as what it lies on.
 pub(super) fn fitting(record: &NodeRecord, f: &Seen<'_>, table: Table) -> Size {
-    let (Table::Linear(layer) | Table::Overlay(layer) | Table::Merge(layer)) = table;
-    let under = match layer {
+    let under = match table.layer() {
         Layer::Remote => f.session.and_then(|s| s.disk.as_ref()).map(|disk| disk.size),
         Layer::Local => f.local.map(|local| local.size),
     };
@@ -244,6 +246,13 @@ fn prepare(record: &NodeRecord, local: &LocalZvol) -> Option<Decision> {
 pub(super) fn unwritten(local: &LocalZvol) -> Option<Decision> {
     let newest = local.snapshots.last().filter(|_| local.written > 0)?;
     Some(Decision::Do(NodeStep::RollBackLocal { to: newest.id }))
+}
+
+/// After a power cut ZFS counts as written what it noted of a copy's log. Who asks whether anything was written would ask in vain from then on, and
+/// a copy that is in use cannot be told about: so that it comes first.
+fn settle(record: &NodeRecord, f: &Seen<'_>) -> Option<Decision> {
+    let local = f.local.filter(|local| record.local.is_some() && local.unchanged && local.written > 0)?;
+    local.snapshots.last().map(|newest| Decision::Do(NodeStep::SettleLocal { at: newest.id }))
 }
 
 /// The NAS, which is the truth, has nothing that the local copy could be built on.

@@ -48,7 +48,7 @@ pub fn report(record: &NodeRecord, facts: &NodeFacts, device: &str, stuck: Optio
     let pivoted = record.truth == Truth::Local;
     let looked = facts.session.known().is_some() && facts.device.known().is_some();
     let off_nas = match table {
-        Some(Table::Linear(under) | Table::Overlay(under) | Table::Merge(under)) => *under == Layer::Local,
+        Some(table) => table.layer() == Layer::Local,
         None => matches!(record.lies, Lies::MergingLocal | Lies::Local | Lies::OverLocal),
     };
     let newest_is_home = local.is_some_and(|l| {

@@ -72,6 +72,12 @@ pub enum NodeStep {
         /// Which.
         to: SnapshotId,
     },
+    /// Takes the local zvol back to its newest snapshot, which holds all that it holds, so that ZFS counts nothing any more. Looks once more
+    /// before: fails when anything was written, and when it is in use.
+    SettleLocal {
+        /// Which.
+        at: SnapshotId,
+    },
     /// Destroys the local zvol. Asked only when the NAS is the truth or holds a verified snapshot of equal identity.
     DestroyLocal,
     /// Destroys a warm copy. Looks once more before: fails, with nothing gone, when it is in use, when its newest snapshot is another,
