@@ -2,7 +2,7 @@
 //!
 //! | thing | mark |
 //! |---|---|
-//! | zvol | user property `img-storage:volume`; of an overlay also `img-storage:epoch` |
+//! | zvol | user property `img-storage:volume`; of an overlay also `img-storage:epoch`; of a local copy `img-storage:receives`, `img-storage:noted` |
 //! | snapshot | its name, `IMG-STORAGE-<uuid>`, and our hold on it; user property `img-storage:taken` where it was taken |
 //! | target | its name, [`img_storage_model::nas::kernel::iqn`] |
 //! | backstore | its name, `img-storage-<volume>-e<epoch>` |
@@ -31,9 +31,13 @@ pub const EPOCH: &str = "img-storage:epoch";
 /// The property that says of which epoch a local zvol takes streams.
 pub const RECEIVES: &str = "img-storage:receives";
 
+/// The property that says that a local copy, as far as ZFS counted `BYTES` as written since the snapshot of this identity, had nothing written to
+/// it: `GUID:BYTES`. Whatever is written, ZFS counts more from then on.
+pub const NOTED: &str = "img-storage:noted";
+
 /// The properties to look at besides the volume's.
 pub fn zfs() -> Zfs {
-    Zfs::new([EPOCH, RECEIVES])
+    Zfs::new([EPOCH, RECEIVES, NOTED])
 }
 
 /// The backstore of a volume's export.
@@ -153,17 +157,26 @@ pub fn points(all: &[SnapshotFacts]) -> Points {
     points
 }
 
-/// What was written to a zvol since the newest of our snapshots: ZFS counts from the newest of anybody.
+/// What was written to a zvol since the newest of our snapshots: ZFS counts from the newest of anybody. Nothing, where it was noted ([`NOTED`]) that
+/// it was nothing.
 ///
 /// # Errors
 /// When it cannot be told.
 pub async fn written(zfs: &Zfs, zvol: &Zvol, points: &Points) -> Result<u64, HostError> {
-    match (&points.foreign, points.ours.last()) {
-        (Some(_), Some(newest)) => zfs.written_since(&at(&zvol.name, newest.snapshot.id)?).await,
+    let newest = points.ours.last();
+    let counted = match (&points.foreign, newest) {
+        (Some(_), Some(newest)) => zfs.written_since(&at(&zvol.name, newest.snapshot.id)?).await?,
         // Without one of ours everything counts.
-        (Some(_), None) => Ok(zvol.referenced),
-        (None, _) => Ok(zvol.written),
-    }
+        (Some(_), None) => zvol.referenced,
+        (None, _) => zvol.written,
+    };
+    let noted = newest.is_some_and(|newest| zvol.marks.get(NOTED) == Some(&note(newest.snapshot, counted)));
+    Ok(if noted { 0 } else { counted })
+}
+
+/// What [`NOTED`] is when ZFS counts so many bytes as written since a snapshot.
+pub fn note(since: Snapshot, counted: u64) -> String {
+    format!("{}:{counted}", since.guid)
 }
 
 /// Bytes that ZFS may count as written although nothing of what a zvol holds was changed: what it notes about the log of a zvol, a block
@@ -171,15 +184,13 @@ pub async fn written(zfs: &Zfs, zvol: &Zvol, points: &Points) -> Result<u64, Hos
 /// a stream either (`dsl_dataset_modified_since_snap` in `module/zfs/dsl_dataset.c` of OpenZFS), and does not tell.
 const BOOKKEEPING: u64 = 64 << 10;
 
-/// Whether it is shown that all that ZFS counts in [`written`] is bookkeeping, and the snapshot the newest of anybody's. Of a zvol that is in use
-/// that cannot be told; and while it is looked for, nobody can begin to use it.
+/// Whether it is shown that all that ZFS counts in [`written`] is bookkeeping. Of a zvol that is in use that cannot be told; and while it is
+/// looked for, nobody can begin to use it.
 pub async fn unchanged(zfs: &Zfs, zvol: &Dataset, newest: Option<SnapshotId>, counted: u64) -> bool {
-    let Some(newest) = newest.and_then(|newest| at(zvol, newest).ok()) else { return false };
-    if !(1..=BOOKKEEPING).contains(&counted) || !zfs.is_as(&newest).await {
-        return false;
+    match newest.and_then(|newest| at(zvol, newest).ok()) {
+        Some(newest) => (1..=BOOKKEEPING).contains(&counted) && zfs.is_as(&newest).await,
+        None => false,
     }
-    let all = zfs.snapshots(zvol).await.ok().flatten().unwrap_or_default();
-    all.last().is_some_and(|last| last.name == newest)
 }
 
 /// A snapshot of ours by name.

@@ -170,16 +170,10 @@ impl Step {
                 matches!(step, qemu::NodeStep::DigestPush { .. } | qemu::NodeStep::RemoveLocal | qemu::NodeStep::ReserveLocal)
             }
             Step::Kernel(step) => {
-                use kernel::NodeStep::{DestroyLocal, DestroyWarm, DropSnapshot, FlushRemote, RollBackLocal, SettleLocal, Swap};
+                use kernel::NodeStep::{DestroyLocal, DestroyWarm, DropSnapshot, FlushRemote, RollBackLocal, Swap};
                 matches!(
                     step,
-                    DestroyLocal
-                        | DestroyWarm { .. }
-                        | RollBackLocal { .. }
-                        | SettleLocal { .. }
-                        | DropSnapshot { .. }
-                        | FlushRemote
-                        | Swap { .. }
+                    DestroyLocal | DestroyWarm { .. } | RollBackLocal { .. } | DropSnapshot { .. } | FlushRemote | Swap { .. }
                 )
             }
         }

@@ -5,7 +5,7 @@ use crate::{
     HostError,
     kernel::{
         dm,
-        marks::{self, EPOCH, RECEIVES},
+        marks::{self, EPOCH, NOTED, RECEIVES},
         zfs::{Look, NewVolume, Zfs},
     },
 };
@@ -103,13 +103,16 @@ impl Steps<'_> {
     /// The planner looked a moment ago.
     pub(super) async fn settle(&self, newest: SnapshotId) -> Result<(), HostError> {
         let zfs = &self.host.zfs;
-        zfs.refuse_in_use(&self.local, "put back").await?;
         let Some(Look { zvol, snapshots }) = marks::ours(zfs, &self.local, self.volume.id).await? else { return Ok(()) };
-        let written = marks::written(zfs, &zvol, &marks::points(&snapshots)).await?;
-        match written {
-            0 => Ok(()),
-            _ if marks::unchanged(zfs, &self.local, Some(newest), written).await => self.roll_back(newest).await,
-            _ => Err(HostError(format!("{written} bytes were written to {} since its newest snapshot; it is kept", self.local))),
+        let points = marks::points(&snapshots);
+        let counted = marks::written(zfs, &zvol, &points).await?;
+        let since = points.ours.last().map(|point| point.snapshot).filter(|since| since.id == newest);
+        match since {
+            _ if counted == 0 => Ok(()),
+            Some(since) if marks::unchanged(zfs, &self.local, Some(newest), counted).await => {
+                zfs.set(&self.local, NOTED, &marks::note(since, counted)).await
+            }
+            _ => Err(HostError(format!("{counted} bytes were written to {} since its newest snapshot", self.local))),
         }
     }
 

@@ -52,7 +52,7 @@ pub struct Zvol {
     /// ZFS wrote something of its own to it since the newest snapshot.
     pub touched: bool,
     /// ZFS noted something about its log since, after a power cut: that counts as written, and is nothing that was.
-    noted: bool,
+    pub noted: bool,
 }
 
 /// In how many blocks two contents differ; one that is shorter has zeroes there.
@@ -153,12 +153,12 @@ impl Zvol {
         self.points.push(Point { snapshot, held: false, taken: true, data: self.data.clone() });
     }
 
-    /// Takes the contents, and nothing newer, back to a snapshot.
+    /// Takes the contents, and nothing newer, back to a snapshot. What was noted of the log stays.
     pub fn roll_back(&mut self, id: SnapshotId, now: Instant) -> bool {
         let Some(at) = self.points.iter().position(|p| p.snapshot.id == id) else { return false };
         self.points.truncate(at + 1);
         self.data = self.points[at].data.clone();
-        (self.touched, self.noted) = (false, false);
+        self.touched = false;
         self.sync(now);
         true
     }

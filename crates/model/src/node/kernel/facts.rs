@@ -104,8 +104,7 @@ pub struct LocalZvol {
     pub held: bool,
     /// Bytes written since the newest of them, as ZFS counts; everything when there is none.
     pub written: u64,
-    /// All of that is ZFS's own bookkeeping: it was shown that the newest snapshot, which is the newest of anybody's, holds everything. That
-    /// cannot be told of what is in use.
+    /// All of that is ZFS's own bookkeeping: it was shown that the newest snapshot holds everything. That cannot be told of what is in use.
     pub unchanged: bool,
     /// The epoch whose streams it takes; the mark that stands between a late stream and the truth.
     pub receives: Option<Epoch>,

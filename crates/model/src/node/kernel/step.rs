@@ -72,10 +72,10 @@ pub enum NodeStep {
         /// Which.
         to: SnapshotId,
     },
-    /// Takes the local zvol back to its newest snapshot, which holds all that it holds, so that ZFS counts nothing any more. Looks once more
-    /// before: fails when anything was written, and when it is in use.
+    /// Notes on the local zvol that what ZFS counts as written is nothing: its newest snapshot holds all that it holds. Looks once more before:
+    /// fails when anything was written, and when it is in use.
     SettleLocal {
-        /// Which.
+        /// Its newest snapshot.
         at: SnapshotId,
     },
     /// Destroys the local zvol. Asked only when the NAS is the truth or holds a verified snapshot of equal identity.
