@@ -2,7 +2,7 @@
 //!
 //! | thing | mark |
 //! |---|---|
-//! | zvol | user property `img-storage:volume`; of an overlay also `img-storage:epoch`; of a local copy `img-storage:receives`, `img-storage:noted` |
+//! | zvol | user property `img-storage:volume`; of an overlay also `img-storage:epoch`, of a local copy `img-storage:receives`; `img-storage:noted` |
 //! | snapshot | its name, `IMG-STORAGE-<uuid>`, and our hold on it; user property `img-storage:taken` where it was taken |
 //! | target | its name, [`img_storage_model::nas::kernel::iqn`] |
 //! | backstore | its name, `img-storage-<volume>-e<epoch>` |
@@ -10,8 +10,8 @@
 //! | device-mapper device | its UUID, `IMG-STORAGE-<volume>-e<epoch>` |
 
 use super::{
-    fault,
-    zfs::{Look, SnapshotFacts, Zfs, Zvol},
+    fault, until,
+    zfs::{Look, PASSING, SnapshotFacts, Zfs, Zvol},
 };
 use crate::HostError;
 use img_storage_model::{Dataset, Epoch, SnapshotId, VolumeId, snapshot::Snapshot};
@@ -31,7 +31,7 @@ pub const EPOCH: &str = "img-storage:epoch";
 /// The property that says of which epoch a local zvol takes streams.
 pub const RECEIVES: &str = "img-storage:receives";
 
-/// The property that says that a local copy, as far as ZFS counted `BYTES` as written since the snapshot of this identity, had nothing written to
+/// The property that says that a zvol, as far as ZFS counted `BYTES` as written since the snapshot of this identity, had nothing written to
 /// it: `GUID:BYTES`. Whatever is written, ZFS counts more from then on.
 pub const NOTED: &str = "img-storage:noted";
 
@@ -175,7 +175,7 @@ pub async fn written(zfs: &Zfs, zvol: &Zvol, points: &Points) -> Result<u64, Hos
 }
 
 /// What [`NOTED`] is when ZFS counts so many bytes as written since a snapshot.
-pub fn note(since: Snapshot, counted: u64) -> String {
+fn note(since: Snapshot, counted: u64) -> String {
     format!("{}:{counted}", since.guid)
 }
 
@@ -184,12 +184,33 @@ pub fn note(since: Snapshot, counted: u64) -> String {
 /// a stream either (`dsl_dataset_modified_since_snap` in `module/zfs/dsl_dataset.c` of OpenZFS), and does not tell.
 const BOOKKEEPING: u64 = 64 << 10;
 
-/// Whether it is shown that all that ZFS counts in [`written`] is bookkeeping. Of a zvol that is in use that cannot be told; and while it is
-/// looked for, nobody can begin to use it.
-pub async fn unchanged(zfs: &Zfs, zvol: &Dataset, newest: Option<SnapshotId>, counted: u64) -> bool {
+/// Whether it is shown that all that ZFS counts in [`written`] is bookkeeping. Of a zvol that is in use that cannot be told; whoever has it open in
+/// passing is given `patience`.
+pub async fn unchanged(zfs: &Zfs, zvol: &Dataset, newest: Option<SnapshotId>, counted: u64, patience: Duration) -> bool {
     match newest.and_then(|newest| at(zvol, newest).ok()) {
-        Some(newest) => (1..=BOOKKEEPING).contains(&counted) && zfs.is_as(&newest).await,
-        None => false,
+        Some(newest) if (1..=BOOKKEEPING).contains(&counted) => {
+            matches!(until(patience, || async { Ok(zfs.is_as(&newest).await) }).await, Ok(Some(true)))
+        }
+        _ => false,
+    }
+}
+
+/// Notes on a zvol that nothing was written to it since its newest snapshot, where ZFS counts something and that is shown; says whether nothing
+/// counts now.
+///
+/// # Errors
+/// When it cannot be looked at, or noted.
+pub async fn settle(zfs: &Zfs, name: &Dataset, volume: VolumeId) -> Result<bool, HostError> {
+    let Some(Look { zvol, snapshots }) = ours(zfs, name, volume).await? else { return Ok(true) };
+    let points = points(&snapshots);
+    let counted = written(zfs, &zvol, &points).await?;
+    match points.ours.last().map(|newest| newest.snapshot) {
+        _ if counted == 0 => Ok(true),
+        Some(newest) if unchanged(zfs, name, Some(newest.id), counted, PASSING).await => {
+            zfs.set(name, NOTED, &note(newest, counted)).await?;
+            Ok(true)
+        }
+        _ => Ok(false),
     }
 }
 

@@ -293,14 +293,14 @@ fn what_zfs_noted_after_a_power_cut_is_put_right_before_anything_else() {
     let f = |local| seen(Some(session(true)), None, Some(local), true);
     for lies in [Lies::Remote, Lies::OverRemote, Lies::MergingLocal, Lies::Local, Lies::OverLocal, Lies::MergingRemote] {
         let record = row(lies, Want::Local);
-        let settled = Decision::Do(NodeStep::SettleLocal { at: snapshot(2) });
+        let settled = Decision::Do(NodeStep::SettleLocal);
         assert_eq!(plan(&record, &f(noted.clone())), settled, "{lies:?}");
         for other in [LocalZvol { written: 0, ..noted.clone() }, LocalZvol { unchanged: false, ..noted.clone() }] {
             assert_ne!(plan(&record, &f(other)), settled, "{lies:?}");
         }
     }
     let unknown = NodeRecord { local: None, ..row(Lies::Remote, Want::Local) };
-    assert!(!matches!(plan(&unknown, &f(noted)), Decision::Do(NodeStep::SettleLocal { .. })), "it is not this ledger's");
+    assert!(!matches!(plan(&unknown, &f(noted)), Decision::Do(NodeStep::SettleLocal)), "it is not this ledger's");
 }
 
 #[test]

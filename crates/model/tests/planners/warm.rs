@@ -118,7 +118,7 @@ fn what_was_found_to_be_perhaps_the_only_copy_is_not_overwritten_by_a_new_mappin
 fn what_a_guest_wrote_that_this_ledger_knows_nothing_of_is_not_rolled_back() {
     let used = LocalZvol { reserved: true, written: 1, ..kept(&[1]) };
     let noted = LocalZvol { unchanged: true, ..used.clone() };
-    assert_eq!(next(&over(), Some(noted)), Decision::Do(NodeStep::SettleLocal { at: point(1).id }), "no guest wrote that");
+    assert_eq!(next(&over(), Some(noted)), Decision::Do(NodeStep::SettleLocal), "no guest wrote that");
     assert_eq!(next(&over(), Some(used.clone())), Decision::Rest, "it stays reserved, which shows that a guest had it");
     let new = row(Lies::Remote, Want::Local);
     let home = Some(Warm { home: Some(point(1)), ..Warm::default() });

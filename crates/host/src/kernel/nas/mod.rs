@@ -137,7 +137,7 @@ impl KernelNas {
             && let Ok(name) = self.dataset(volume)
         {
             let newest = zvol.snapshots.last().map(|held| held.snapshot.id);
-            if marks::unchanged(&self.zfs, &name, newest, zvol.written).await {
+            if marks::unchanged(&self.zfs, &name, newest, zvol.written, Duration::ZERO).await {
                 zvol.written = 0;
             }
         }
@@ -272,8 +272,13 @@ impl KernelNas {
         login: IscsiLogin,
     ) -> Result<(), HostError> {
         let name = self.dataset(volume)?;
-        marks::ours(&self.zfs, &name, volume.id).await?.ok_or_else(|| HostError(format!("there is no zvol {name}")))?;
+        let found =
+            marks::ours(&self.zfs, &name, volume.id).await?.ok_or_else(|| HostError(format!("there is no zvol {name}")))?;
         self.zfs.wait_for_device(&name).await?;
+        // What is exported is open: from then on nobody can tell what of it was written.
+        if !found.snapshots.is_empty() {
+            marks::settle(&self.zfs, &name, volume.id).await?;
+        }
         let export = lio::Export {
             backstore: marks::backstore(volume.id, epoch),
             device: Zfs::device(&name),

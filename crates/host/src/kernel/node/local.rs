@@ -27,12 +27,16 @@ impl Steps<'_> {
     }
 
     async fn local(&self, found: Option<Look>, complete: bool) -> Result<Option<LocalZvol>, HostError> {
-        let Some(Look { zvol, snapshots }) = marks::of(found, self.volume.id)? else { return Ok(None) };
+        let Some(Look { mut zvol, snapshots }) = marks::of(found, self.volume.id)? else { return Ok(None) };
+        if !complete {
+            zvol.marks.remove(NOTED);
+        }
         // A guest may have had it.
         if zvol.is_reserved() && !complete {
             let device = Zfs::device(&self.local);
             return Err(HostError(format!(
-                "{} is not there yet, so that nobody can tell what was written to {} before this machine stopped",
+                "{} is not there yet, so that nobody can tell what was written to {} before this machine stopped; does udev run, and is \
+                 volmode of it `dev`?",
                 device.display(),
                 self.local
             )));
@@ -101,19 +105,11 @@ impl Steps<'_> {
     }
 
     /// The planner looked a moment ago.
-    pub(super) async fn settle(&self, newest: SnapshotId) -> Result<(), HostError> {
-        let zfs = &self.host.zfs;
-        let Some(Look { zvol, snapshots }) = marks::ours(zfs, &self.local, self.volume.id).await? else { return Ok(()) };
-        let points = marks::points(&snapshots);
-        let counted = marks::written(zfs, &zvol, &points).await?;
-        let since = points.ours.last().map(|point| point.snapshot).filter(|since| since.id == newest);
-        match since {
-            _ if counted == 0 => Ok(()),
-            Some(since) if marks::unchanged(zfs, &self.local, Some(newest), counted).await => {
-                zfs.set(&self.local, NOTED, &marks::note(since, counted)).await
-            }
-            _ => Err(HostError(format!("{counted} bytes were written to {} since its newest snapshot", self.local))),
+    pub(super) async fn settle(&self) -> Result<(), HostError> {
+        if marks::settle(&self.host.zfs, &self.local, self.volume.id).await? {
+            return Ok(());
         }
+        Err(HostError(format!("it cannot be shown that nothing was written to {} since its newest snapshot", self.local)))
     }
 
     pub(super) async fn roll_back(&self, to: SnapshotId) -> Result<(), HostError> {

@@ -14,7 +14,7 @@ use super::{
     lio::Chap,
     marks,
     nas::pool_report,
-    zfs::Zfs,
+    zfs::{PASSING, Zfs},
 };
 use crate::{HostError, LocalCopies};
 use img_storage_model::{
@@ -172,7 +172,7 @@ impl KernelNode {
             NodeStep::UnreserveLocal => self.zfs.unreserve(&at.local).await?,
             NodeStep::GrowLocal { size } => self.zfs.grow(&at.local, marks::whole_blocks(size.bytes())).await?,
             NodeStep::RollBackLocal { to } => at.roll_back(to).await?,
-            NodeStep::SettleLocal { at: newest } => at.settle(newest).await?,
+            NodeStep::SettleLocal => at.settle().await?,
             NodeStep::DestroyLocal => at.destroy_local().await?,
             NodeStep::DestroyWarm { home } => at.destroy_warm(home).await?,
             NodeStep::CreateOverlay { epoch, size } => at.create_overlay(epoch, size.bytes()).await?,
@@ -203,7 +203,7 @@ impl Steps<'_> {
             && device.as_ref().is_none_or(|device| device.table.as_ref().is_ok_and(|table| table.layer() == Layer::Remote))
         {
             let newest = local.snapshots.last().map(|newest| newest.id);
-            local.unchanged = marks::unchanged(&self.host.zfs, &self.local, newest, local.written).await;
+            local.unchanged = marks::unchanged(&self.host.zfs, &self.local, newest, local.written, PASSING).await;
         }
         let shown = session.map(|found| {
             found.map(|(session, disk)| Session {

@@ -15,7 +15,7 @@ use std::time::Duration;
 const NODE: Duration = Duration::from_secs(30);
 
 /// How long somebody may hold a device who only passes by.
-const PASSING: Duration = Duration::from_secs(3);
+pub(in crate::kernel) const PASSING: Duration = Duration::from_secs(3);
 
 /// What a zvol is to be.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -208,7 +208,7 @@ impl Zfs {
         match self.must(name).await?.written {
             0 => Ok(()),
             // That can be bookkeeping of the zvol's log.
-            _ if self.is_as(snapshot).await => Ok(()),
+            _ if self.is_as(snapshot).await == Some(true) => Ok(()),
             written => Err(HostError(format!(
                 "{written} bytes were written to {name} after it was put back to {snapshot}; who uses it?"
             ))),

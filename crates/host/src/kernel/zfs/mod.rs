@@ -17,6 +17,7 @@ use img_storage_model::{Dataset, Guid, Snapshot};
 use std::{collections::BTreeMap, ffi::OsStr, path::PathBuf, time::Duration};
 
 pub use change::NewVolume;
+pub(in crate::kernel) use change::PASSING;
 pub use look::Look;
 
 /// The user property that makes a zvol ours: the identity of its volume.
@@ -235,12 +236,16 @@ impl Zfs {
         text.trim().parse().map_err(|_| unreadable(format_args!("what was written since {snapshot}"), text.trim()))
     }
 
-    /// Whether a zvol that nobody has open is shown to hold what its snapshot holds: a stream of the difference has nothing in it. While
-    /// this looks, which takes a moment, nobody else can open it.
-    pub async fn is_as(&self, snapshot: &Snapshot) -> bool {
+    /// Whether a zvol is shown to hold what its snapshot holds: a stream of the difference has nothing in it. Nothing, where that cannot be told:
+    /// somebody has the zvol open, or ZFS has not made its device, which it does when it has put the log into it. While this looks,
+    /// which takes a moment, nobody else can open it.
+    pub async fn is_as(&self, snapshot: &Snapshot) -> Option<bool> {
         let of = snapshot.dataset();
-        let stream = exec::run(&self.zfs, &["send", "-i", &snapshot.to_string(), of.as_str()], LOOK).await;
-        stream.is_ok_and(|stream| !stream.truncated && parse::changes_nothing(&stream.stdout))
+        if !Self::device(of).exists() {
+            return None;
+        }
+        let stream = exec::run(&self.zfs, &["send", "-i", &snapshot.to_string(), of.as_str()], LOOK).await.ok()?;
+        Some(!stream.truncated && parse::changes_nothing(&stream.stdout))
     }
 
     /// Who may do what with a dataset, besides root: what was said on it and on what it lies in.

@@ -55,7 +55,7 @@ impl Nas {
                 size: z.size(),
                 allocated: z.data.iter().filter(|v| **v > 0).count() as u64 * crate::sim::state::BLOCK_BYTES,
                 snapshots: z.points.iter().map(|p| Held { snapshot: p.snapshot, held: p.held }).collect(),
-                written: z.written(),
+                written: if z.unchanged() && !self.in_use(volume) { 0 } else { z.written() },
                 foreign: None,
                 resume: z.partial.as_ref().filter(|_| !z.receiving).map(super::zvol::Partial::token),
             })),
@@ -177,6 +177,10 @@ impl SimNas {
             NasStep::Export { epoch, iqn, initiator, login } => {
                 self.kernel(volume, "makes the target", |nas, _| {
                     nas.zvol(volume)?;
+                    let in_use = nas.in_use(volume);
+                    if let Some(zvol) = nas.zvols.get_mut(&place(volume)).filter(|z| !in_use && z.unchanged()) {
+                        zvol.noted = false;
+                    }
                     nas.targets.entry(iqn.clone()).or_insert_with(|| Target {
                         place: place(volume),
                         volume: volume.id,

@@ -380,12 +380,8 @@ impl SimNode {
                         }
                         s.check_released(&self.name, volume, &lost);
                     }
-                    NodeStep::SettleLocal { at } => {
-                        if !local.unchanged() || local.newest().is_none_or(|p| p.snapshot.id != at) {
-                            return refuse("something was written to it");
-                        }
-                        local.noted = false;
-                    }
+                    NodeStep::SettleLocal if local.unchanged() => local.noted = false,
+                    NodeStep::SettleLocal => return refuse("something was written to it"),
                     NodeStep::DestroyLocal => {
                         let lost = v.local.take().map(|l| l.data).unwrap_or_default();
                         s.check_released(&self.name, volume, &lost);

@@ -114,7 +114,7 @@ impl Zvol {
             }
         }
         self.receiving = false;
-        self.noted = self.reserved;
+        self.noted = true;
         self.sync(now);
     }
 

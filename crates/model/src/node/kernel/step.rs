@@ -74,10 +74,7 @@ pub enum NodeStep {
     },
     /// Notes on the local zvol that what ZFS counts as written is nothing: its newest snapshot holds all that it holds. Looks once more before:
     /// fails when anything was written, and when it is in use.
-    SettleLocal {
-        /// Its newest snapshot.
-        at: SnapshotId,
-    },
+    SettleLocal,
     /// Destroys the local zvol. Asked only when the NAS is the truth or holds a verified snapshot of equal identity.
     DestroyLocal,
     /// Destroys a warm copy. Looks once more before: fails, with nothing gone, when it is in use, when its newest snapshot is another,
