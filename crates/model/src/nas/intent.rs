@@ -243,7 +243,7 @@ pub fn adopt(v: &mut VolumeRecord, node: &HostName, report: &Report, request: Re
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Epoch, VolumeId, messages::NodePhase};
+    use crate::{Epoch, VolumeId};
     use uuid::Uuid;
 
     fn volume() -> VolumeRecord {
@@ -302,35 +302,5 @@ mod tests {
         let mut v = volume();
         assert!(ask(&mut v, 1, &Intent::Resize { size: Size::exact(1 << 20).unwrap() }).is_err());
         assert_eq!(v.size.bytes(), 1 << 30);
-    }
-
-    #[test]
-    fn a_mapping_that_is_taken_up_again_counts_on_from_far_ahead() {
-        let report = |revision| Report {
-            volume: VolumeId(Uuid::from_u128(1)),
-            epoch: Epoch(4),
-            revision,
-            phase: NodePhase::Local,
-            pivoted: true,
-            detached: true,
-            attached: None,
-            device: None,
-            progress: None,
-            dirty: None,
-            pushed: None,
-            stuck: None,
-            notice: None,
-            asked: None,
-            kernel: None,
-            proof: None,
-        };
-        let adopted = |report: Report| {
-            let mut v = volume();
-            adopt(&mut v, &"c0".parse().unwrap(), &report, RequestId(Uuid::from_u128(1)), Timestamp::UNIX_EPOCH, 1)
-                .then(|| v.mapping.unwrap().revision_floor)
-        };
-        assert_eq!(adopted(report(7)), Some(7 + AHEAD));
-        assert_eq!(adopted(Report { pivoted: false, ..report(7) }), None, "it has nothing that the NAS has not");
-        assert_eq!(adopted(report(u64::MAX)), None, "no ledger has it, and none could go on from there");
     }
 }

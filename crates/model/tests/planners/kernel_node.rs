@@ -288,22 +288,6 @@ fn an_overlay_that_is_left_goes_before_the_bare_disk_is_put_up() {
 }
 
 #[test]
-fn what_zfs_noted_after_a_power_cut_is_put_right_before_anything_else() {
-    let noted = LocalZvol { written: 1, unchanged: true, ..copy(&[1, 2]) };
-    let f = |local| seen(Some(session(true)), None, Some(local), true);
-    for lies in [Lies::Remote, Lies::OverRemote, Lies::MergingLocal, Lies::Local, Lies::OverLocal, Lies::MergingRemote] {
-        let record = row(lies, Want::Local);
-        let settled = Decision::Do(NodeStep::SettleLocal);
-        assert_eq!(plan(&record, &f(noted.clone())), settled, "{lies:?}");
-        for other in [LocalZvol { written: 0, ..noted.clone() }, LocalZvol { unchanged: false, ..noted.clone() }] {
-            assert_ne!(plan(&record, &f(other)), settled, "{lies:?}");
-        }
-    }
-    let unknown = NodeRecord { local: None, ..row(Lies::Remote, Want::Local) };
-    assert!(!matches!(plan(&unknown, &f(noted)), Decision::Do(NodeStep::SettleLocal)), "it is not this ledger's");
-}
-
-#[test]
 fn what_an_earlier_mapping_left_is_used_or_goes() {
     let f = |local| seen(Some(session(true)), Some(Table::Linear(Remote)), Some(local), false);
     let record = row(Lies::Remote, Want::Local);

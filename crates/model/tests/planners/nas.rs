@@ -2,7 +2,7 @@
 
 use crate::things::*;
 use img_storage_model::{
-    Decision, Epoch, Extents, Fact, SnapshotId,
+    Decision, Epoch, Extents, Fact, RequestId, SnapshotId,
     messages::{Assign, ContentDigest, NodePhase, Report, Want},
     nas::{
         self, Accepted, Authority, Context, Mapping, NasChange, NasLayer, PushState, Stage, VolumeRecord,
@@ -12,6 +12,7 @@ use img_storage_model::{
 };
 use jiff::Timestamp;
 use proptest::prelude::*;
+use uuid::Uuid;
 
 pub fn facts() -> NasFacts {
     NasFacts {
@@ -194,6 +195,19 @@ fn a_mapping_does_not_end_before_the_newest_writes_are_home() {
     let home = row(Some(Mapping { accepted: accepted(true), ..mapping(Want::Gone, Authority::Node) }));
     assert_eq!(decide(&home, &exported, Some(&gone)), Decision::Do(NasStep::StopExport));
     assert_eq!(decide(&home, &facts(), Some(&gone)), Decision::Record(NasChange::Unmapped));
+}
+
+#[test]
+fn a_mapping_that_is_taken_up_again_counts_on_from_far_ahead() {
+    let adopted = |pivoted, revision| {
+        let mut v = row(None);
+        let newer = Report { epoch: Epoch(E.0 + 1), revision, ..report(NodePhase::Local, pivoted) };
+        let taken = nas::adopt(&mut v, &host("c0"), &newer, RequestId(Uuid::from_u128(1)), Timestamp::UNIX_EPOCH, 7);
+        taken.then(|| v.mapping.unwrap().revision_floor)
+    };
+    assert!(adopted(true, 7).is_some_and(|floor| floor > 1 << 20), "the node may have words that this ledger does not know");
+    assert_eq!(adopted(false, 7), None, "it has nothing that the NAS has not");
+    assert_eq!(adopted(true, u64::MAX), None, "no ledger has it, and none could go on from there");
 }
 
 #[test]

@@ -132,6 +132,22 @@ fn what_a_guest_wrote_that_this_ledger_knows_nothing_of_is_not_rolled_back() {
 }
 
 #[test]
+fn what_zfs_noted_after_a_power_cut_is_put_right_before_anything_else() {
+    let noted = LocalZvol { written: 1, unchanged: true, ..copy(&[1, 2]) };
+    let f = |local| seen(Some(session(true)), None, Some(local), true);
+    for lies in [Lies::Remote, Lies::OverRemote, Lies::MergingLocal, Lies::Local, Lies::OverLocal, Lies::MergingRemote] {
+        let record = row(lies, Want::Local);
+        let settled = Decision::Do(NodeStep::SettleLocal);
+        assert_eq!(plan(&record, &f(noted.clone())), settled, "{lies:?}");
+        for other in [LocalZvol { written: 0, ..noted.clone() }, LocalZvol { unchanged: false, ..noted.clone() }] {
+            assert_ne!(plan(&record, &f(other)), settled, "{lies:?}");
+        }
+    }
+    let unknown = NodeRecord { local: None, ..row(Lies::Remote, Want::Local) };
+    assert!(!matches!(plan(&unknown, &f(noted)), Decision::Do(NodeStep::SettleLocal)), "it is not this ledger's");
+}
+
+#[test]
 fn a_device_that_is_newer_than_the_ledger_is_left_alone_until_the_nas_says_its_word_again() {
     let under_a_guest = |record: &NodeRecord| plan(record, &seen(None, Some(Table::Linear(Local)), Some(copy(&[1, 2])), false));
     let before = |record: NodeRecord| with(record, |a| a.epoch = Epoch(E.0 - 1));

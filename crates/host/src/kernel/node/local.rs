@@ -147,3 +147,59 @@ impl Steps<'_> {
         zfs.destroy_volume(&self.overlay, &self.volume.id.to_string(), marks::HOLD).await
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernel::{
+        node::KernelNode,
+        zfs::{SnapshotFacts, VOLUME, Zvol},
+    };
+    use img_storage_model::{Dataset, Guid, Plane, VolumeId, node::NodeVolume};
+    use std::time::Duration;
+    use uuid::Uuid;
+
+    /// A copy that ZFS counts so many bytes of, and for which something was noted.
+    fn found(volume: VolumeId, reserved: u64, written: u64, noted: &str) -> Look {
+        let name = Dataset::new("vmpool/images/nas.tank.vol1").unwrap();
+        let newest = SnapshotFacts {
+            name: name.at(&SnapshotId(Uuid::from_u128(5)).to_string()).unwrap(),
+            guid: Guid(7),
+            created_txg: 1,
+            holds: 1,
+            written: 0,
+            referenced: 0,
+            taken: true,
+        };
+        let marks = [(VOLUME, volume.to_string()), (NOTED, noted.to_owned())].map(|(name, value)| (name.to_owned(), value));
+        let zvol = Zvol {
+            name,
+            size: Some(1 << 20),
+            block_size: None,
+            used: 0,
+            referenced: 0,
+            written,
+            guid: Guid(1),
+            created_txg: 1,
+            reserved,
+            resume_token: None,
+            marks: marks.into(),
+        };
+        Look { zvol, snapshots: vec![newest] }
+    }
+
+    #[tokio::test]
+    async fn what_was_noted_holds_for_one_count_since_one_snapshot_and_once_the_log_is_in() {
+        let host = KernelNode::new(Dataset::new("vmpool/images").unwrap(), Duration::ZERO);
+        let volume = NodeVolume { id: VolumeId(Uuid::from_u128(3)), plane: Plane::Kernel, label: "nas.tank.vol1".to_owned() };
+        let steps = host.at(&volume).unwrap();
+        let written = async |reserved, written, noted, complete| {
+            steps.local(Some(found(volume.id, reserved, written, noted)), complete).await.map(|local| local.unwrap().written)
+        };
+        assert_eq!(written(u64::MAX, 1024, "7:1024", true).await, Ok(0));
+        assert_eq!(written(u64::MAX, 1536, "7:1024", true).await, Ok(1536), "ZFS counts more once something was written");
+        assert_eq!(written(u64::MAX, 1024, "8:1024", true).await, Ok(1024), "it was noted of another snapshot");
+        assert!(written(u64::MAX, 0, "7:1024", false).await.is_err(), "a guest may have had it, and its log is not in it");
+        assert_eq!(written(0, 1024, "7:1024", false).await, Ok(1024), "what was noted is not of what the log may bring");
+    }
+}
