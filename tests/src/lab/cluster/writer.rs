@@ -156,7 +156,7 @@ END
 pub async fn holds(cluster: &Cluster<'_>, guest: &str, device: &str, known: &Known) -> anyhow::Result<()> {
     // A device that is not there yet has lost nothing; one that cannot be read is no answer.
     let script = format!(
-        "for try in $(seq 120); do test -b {device} && break; sleep 0.5; done; dir=$(mktemp -d /run/lab/found.XXXXXX)
+        "for try in $(seq 120); do test -b {device} && break; sleep 0.5; done; dir=$(mktemp -d)
          for b in $(seq 0 {}); do
            dd if={device} of=$dir/block bs=64k skip=$((b * {APART})) count=1 iflag=direct status=none || exit 1
            {}
