@@ -47,8 +47,8 @@ pub struct LocalCopies {
 
 /// The verbs of a node.
 pub trait NodeHost: Send + Sync {
-    /// What is there of this volume.
-    fn observe(&self, volume: NodeVolume) -> Work<'_, node::Facts>;
+    /// What is there of this volume. Zvols that were seen a moment ago and are `carried` over are not looked at.
+    fn observe(&self, volume: NodeVolume, carried: Option<node::kernel::Zvols>) -> Work<'_, node::Facts>;
     /// Carries a step out.
     fn run(&self, volume: NodeVolume, step: node::Step) -> Work<'_, Result<StepResult, HostError>>;
     /// What a guest uses to reach the volume: an NBD URI, or the path of a socket or a block device.
@@ -63,8 +63,8 @@ pub trait NodeHost: Send + Sync {
 
 /// The verbs of a NAS. A volume is found by its pool and name; its identity is checked against the mark.
 pub trait NasHost: Send + Sync {
-    /// What is there of this volume.
-    fn observe(&self, volume: VolumeRef) -> Work<'_, nas::Facts>;
+    /// What is there of this volume. A zvol that was seen a moment ago and is `carried` over is not looked at.
+    fn observe(&self, volume: VolumeRef, carried: Option<nas::kernel::Zvol>) -> Work<'_, nas::Facts>;
     /// Carries a step out.
     fn run(&self, volume: VolumeRef, step: nas::Step) -> Work<'_, Result<StepResult, HostError>>;
     /// The pools and their room.

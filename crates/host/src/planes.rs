@@ -42,11 +42,11 @@ impl NodePlanes {
 }
 
 impl NasHost for NasPlanes {
-    fn observe(&self, volume: VolumeRef) -> Work<'_, nas::Facts> {
+    fn observe(&self, volume: VolumeRef, carried: Option<nas::kernel::Zvol>) -> Work<'_, nas::Facts> {
         Box::pin(async move {
             match (volume.plane, self.kernel()) {
                 (Plane::Qemu, _) => nas::Facts::Qemu(self.qemu.look(&volume).await),
-                (Plane::Kernel, Ok(kernel)) => nas::Facts::Kernel(kernel.look(&volume).await),
+                (Plane::Kernel, Ok(kernel)) => nas::Facts::Kernel(kernel.look(&volume, carried).await),
                 (Plane::Kernel, Err(error)) => nas::Facts::unknown(Plane::Kernel, &error.0),
             }
         })
@@ -77,11 +77,11 @@ impl NasHost for NasPlanes {
 }
 
 impl NodeHost for NodePlanes {
-    fn observe(&self, volume: NodeVolume) -> Work<'_, node::Facts> {
+    fn observe(&self, volume: NodeVolume, carried: Option<node::kernel::Zvols>) -> Work<'_, node::Facts> {
         Box::pin(async move {
             match (volume.plane, self.kernel()) {
                 (Plane::Qemu, _) => node::Facts::Qemu(self.qemu.look(volume.id).await),
-                (Plane::Kernel, Ok(kernel)) => node::Facts::Kernel(kernel.look(&volume).await),
+                (Plane::Kernel, Ok(kernel)) => node::Facts::Kernel(kernel.look(&volume, carried).await),
                 (Plane::Kernel, Err(error)) => node::Facts::unknown(Plane::Kernel, &error.0),
             }
         })

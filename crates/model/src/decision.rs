@@ -3,9 +3,9 @@
 /// The next thing to do about a volume: `S` are the effects, `C` the changes of the ledger.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Decision<S, C> {
-    /// Run this, then look again.
+    /// Run this, then look again, at the least at all that it can have changed.
     Do(S),
-    /// Make this durable, then look again.
+    /// Make this durable, then plan on.
     Record(C),
     /// Nothing can be done until something changes elsewhere; look again when it does, or after a while.
     Wait(String),

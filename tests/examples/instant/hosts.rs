@@ -60,7 +60,7 @@ fn nothing_on_nas() -> NasFacts {
 }
 
 impl NasHost for InstantNas {
-    fn observe(&self, volume: VolumeRef) -> Work<'_, nas::Facts> {
+    fn observe(&self, volume: VolumeRef, _: Option<nas::kernel::Zvol>) -> Work<'_, nas::Facts> {
         Box::pin(async move { nas::Facts::Qemu(lock(&self.volumes).get(&volume.id).cloned().unwrap_or_else(nothing_on_nas)) })
     }
 
@@ -150,7 +150,7 @@ fn change(qsd: &mut QsdFacts, step: NodeStep) -> Result<StepResult, HostError> {
 }
 
 impl NodeHost for InstantNode {
-    fn observe(&self, volume: NodeVolume) -> Work<'_, node::Facts> {
+    fn observe(&self, volume: NodeVolume, _: Option<node::kernel::Zvols>) -> Work<'_, node::Facts> {
         Box::pin(async move { node::Facts::Qemu(lock(&self.0).get(&volume.id).cloned().unwrap_or_else(nothing_on_node)) })
     }
 

@@ -8,7 +8,7 @@ use crate::{
 use img_storage_model::{
     HostName,
     messages::{Assign, Body, NodePhase, Report},
-    node::{self, Decision, Facts, Going, JobState, NodeChange, NodeRecord, NodeVolume, Step, Truth},
+    node::{self, Decision, Facts, Going, JobState, NodeChange, NodeRecord, NodeVolume, Step, Truth, kernel::Zvols},
 };
 use jiff::Timestamp;
 use std::{sync::Arc, time::Duration};
@@ -19,6 +19,8 @@ use tokio::{
 
 /// How often a volume is looked at when nothing happens.
 const LOOK_EVERY: Duration = Duration::from_secs(3);
+/// How long what was seen of zvols may be carried over.
+const CARRIED: Duration = Duration::from_secs(3);
 /// How often the NAS hears of progress.
 const PROGRESS_EVERY: Duration = Duration::from_millis(500);
 /// How often the NAS hears of a volume that does not change.
@@ -40,6 +42,10 @@ pub(crate) struct Actor {
     tell: bool,
     closely: u32,
     repeats: Repeats<Step>,
+    /// When the volume's zvols were last looked at.
+    zvols_at: Instant,
+    /// What is planned with has them from an earlier look.
+    carried: bool,
 }
 
 impl Actor {
@@ -57,6 +63,8 @@ impl Actor {
             tell: true,
             closely: 0,
             repeats: Repeats::default(),
+            zvols_at: Instant::now(),
+            carried: false,
         }
     }
 
@@ -64,6 +72,8 @@ impl Actor {
     pub(super) async fn live(mut self) {
         // Writing something down changes nothing on the host: what was seen before still counts.
         let mut kept = None;
+        // Of facts that are over, what goes into the next ones.
+        let mut zvols = None;
         loop {
             while let Ok(mail) = self.mail.try_recv() {
                 self.read(mail).await;
@@ -82,12 +92,16 @@ impl Actor {
             }
             let facts = match kept.take() {
                 Some(facts) => facts,
-                None => self.observe().await,
+                None => self.observe(zvols.take()).await,
             };
             if phase_is_good(&self.record, &facts) {
                 self.setback.well();
             }
             let decision = node::plan(&self.record, &facts);
+            if self.carried && !is_sure(&self.record, &decision) {
+                self.carried = false;
+                continue;
+            }
             self.node.shelf.note(&self.record, &decision);
             let open = match decision {
                 Decision::Do(step) => {
@@ -99,7 +113,10 @@ impl Actor {
                             self.setback.failed(why.to_owned(), self.node.clock.now());
                         }
                         self.closely = 0;
-                        self.run(step).await
+                        let leaves = step.leaves_zvols();
+                        let open = self.run(step).await;
+                        zvols = Some(facts).filter(|_| leaves).and_then(Facts::into_zvols);
+                        open
                     }
                 }
                 Decision::Record(change) => match self.record(change).await {
@@ -114,7 +131,10 @@ impl Actor {
                     self.retry.well();
                     self.report(&facts);
                     let pause = self.look_again(&facts);
-                    self.rest(pause).await
+                    let open = self.rest(pause).await;
+                    // How far the merge is is all there is to see.
+                    zvols = Some(facts).filter(Facts::merging).and_then(Facts::into_zvols);
+                    open
                 }
                 Decision::Stuck(why) => {
                     self.retry.stuck(why, self.node.clock.now());
@@ -142,9 +162,15 @@ impl Actor {
         self.rest(pause).await
     }
 
-    async fn observe(&mut self) -> Facts {
-        self.looked = self.asked;
-        let looked = timeout(OBSERVE_DEADLINE, self.node.host.observe(self.volume())).await;
+    /// Looks at the host; `zvols` are carried over for a while. Not when mail came: what the NAS asks is answered by what was seen after it asked, all of it.
+    async fn observe(&mut self, zvols: Option<Zvols>) -> Facts {
+        let young = !self.tell && self.looked == self.asked && self.zvols_at.elapsed() < CARRIED;
+        let zvols = zvols.filter(|_| young);
+        self.carried = zvols.is_some();
+        if zvols.is_none() {
+            (self.looked, self.zvols_at) = (self.asked, Instant::now());
+        }
+        let looked = timeout(OBSERVE_DEADLINE, self.node.host.observe(self.volume(), zvols)).await;
         looked.unwrap_or_else(|_| Facts::unknown(self.record.assign.plane, &steps::unanswered()))
     }
 
@@ -334,6 +360,16 @@ impl Actor {
             self.node.post.send(&self.record.assign.nas, Body::Report(Box::new(report.clone())));
             self.last = Some((report, Instant::now()));
         }
+    }
+}
+
+/// Whether a decision may be made while the zvols are not looked at anew: not that something is wrong, nor that nothing is left to do or of use.
+fn is_sure(record: &NodeRecord, decision: &Decision) -> bool {
+    match decision {
+        Decision::Do(step) => !step.is_final(),
+        Decision::Record(_) | Decision::Wait(_) => true,
+        Decision::Rest => !record.has_ended(),
+        Decision::Stuck(_) => false,
     }
 }
 

@@ -7,7 +7,7 @@
 //! - Every verb ends: programs have deadlines ([`crate::exec`]), and so has work on `/sys`, which the kernel may hold up
 //!   (`blocking`). A verb whose deadline passed may still take effect; look again.
 //! - Every verb can be repeated: where its work is done it does nothing and succeeds.
-//! - A program that says it succeeded is believed: who asked for a step looks at the host again after it, and takes one that changed
+//! - A program that says it succeeded is believed: who asked for a step looks again at what it changes, and takes one that changed
 //!   nothing for a failure. What one that failed has done is looked for here.
 //! - Nothing is concluded from what a program wrote to its standard error. Whether a thing is there is found by listing what
 //!   it would be in; when that fails, it could not be told, which is an error and never absence.

@@ -240,9 +240,9 @@ pub struct FaultyNode {
 }
 
 impl NodeHost for FaultyNode {
-    fn observe(&self, volume: NodeVolume) -> Work<'_, node::Facts> {
+    fn observe(&self, volume: NodeVolume, carried: Option<node::kernel::Zvols>) -> Work<'_, node::Facts> {
         Box::pin(async move {
-            let mut facts = self.inner.observe(volume).await;
+            let mut facts = self.inner.observe(volume, carried).await;
             if self.faults.blind(&self.name) {
                 let why = "a fault of the simulation".to_owned();
                 match &mut facts {
@@ -298,9 +298,9 @@ pub struct FaultyNas {
 }
 
 impl NasHost for FaultyNas {
-    fn observe(&self, volume: VolumeRef) -> Work<'_, nas::Facts> {
+    fn observe(&self, volume: VolumeRef, carried: Option<nas::kernel::Zvol>) -> Work<'_, nas::Facts> {
         Box::pin(async move {
-            let mut facts = self.inner.observe(volume).await;
+            let mut facts = self.inner.observe(volume, carried).await;
             if self.faults.blind(&self.name) {
                 let why = "a fault of the simulation".to_owned();
                 match &mut facts {

@@ -33,11 +33,17 @@ impl SimNas {
 }
 
 impl NasHost for SimNas {
-    fn observe(&self, volume: VolumeRef) -> Work<'_, nas::Facts> {
+    fn observe(&self, volume: VolumeRef, carried: Option<nas::kernel::Zvol>) -> Work<'_, nas::Facts> {
         Box::pin(async move {
             match volume.plane {
                 Plane::Qemu => nas::Facts::Qemu(self.look(&volume)),
-                Plane::Kernel => nas::Facts::Kernel(self.look_kernel(&volume)),
+                Plane::Kernel => {
+                    let mut facts = self.look_kernel(&volume);
+                    if let Some(zvol) = carried {
+                        facts.zvol = Fact::Known(Some(zvol));
+                    }
+                    nas::Facts::Kernel(facts)
+                }
             }
         })
     }

@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{HostError, LocalCopies, NodeHost, Work};
 use img_storage_model::{
-    Epoch, HostName, Plane, VolumeId,
+    Epoch, Fact, HostName, Plane, VolumeId,
     messages::{DeviceKind, Endpoint, Holder, PoolReport},
     nas::NasLayer,
     node::{
@@ -40,11 +40,17 @@ impl SimNode {
 }
 
 impl NodeHost for SimNode {
-    fn observe(&self, volume: node::NodeVolume) -> Work<'_, node::Facts> {
+    fn observe(&self, volume: node::NodeVolume, carried: Option<node::kernel::Zvols>) -> Work<'_, node::Facts> {
         Box::pin(async move {
             match volume.plane {
                 Plane::Qemu => node::Facts::Qemu(self.look(volume.id)),
-                Plane::Kernel => node::Facts::Kernel(self.look_kernel(volume.id, &volume.label)),
+                Plane::Kernel => {
+                    let mut facts = self.look_kernel(volume.id, &volume.label);
+                    if let Some(zvols) = carried {
+                        (facts.local, facts.overlay) = (Fact::Known(zvols.local), Fact::Known(zvols.overlay));
+                    }
+                    node::Facts::Kernel(facts)
+                }
             }
         })
     }

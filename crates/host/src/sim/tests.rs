@@ -234,7 +234,7 @@ fn at_node() -> NodeVolume {
 
 /// What is known of the export through a host that may fail.
 async fn exported(nas: &FaultyNas, site: &Site) -> Option<bool> {
-    match nas.observe(site.volume.clone()).await {
+    match nas.observe(site.volume.clone(), None).await {
         nas::Facts::Qemu(facts) => facts.export.known().map(Option::is_some),
         nas::Facts::Kernel(_) => None,
     }

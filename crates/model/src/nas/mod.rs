@@ -128,6 +128,14 @@ impl Facts {
         }
     }
 
+    /// What was seen of the volume's zvol; there is none on the qemu plane.
+    pub fn into_zvol(self) -> Option<kernel::Zvol> {
+        match self {
+            Facts::Kernel(kernel::NasFacts { zvol: Fact::Known(zvol), .. }) => zvol,
+            Facts::Kernel(_) | Facts::Qemu(_) => None,
+        }
+    }
+
     /// Bytes the volume takes in the pool.
     pub fn allocated(&self) -> Option<u64> {
         match self {
@@ -195,6 +203,17 @@ impl Facts {
 }
 
 impl Step {
+    /// What was seen of the volume's zvol before it is good enough for what is decided next, if that is not that something is wrong: an export notes on
+    /// it what ZFS counts by itself. `facts` are those that the step was planned with.
+    pub fn leaves_zvol(&self, facts: &Facts) -> bool {
+        use kernel::NasStep::{EndStream, Export, SetSpeed};
+        match self {
+            Step::Kernel(Export { .. } | SetSpeed { .. }) => true,
+            Step::Kernel(EndStream) => facts.stream().is_some_and(|stream| stream.way == kernel::Way::ToNode),
+            _ => false,
+        }
+    }
+
     /// What it begins was given up before, and is not begun again at once.
     pub fn begins_anew(&self) -> bool {
         matches!(

@@ -142,6 +142,16 @@ impl Facts {
         }
     }
 
+    /// What was seen of the volume's zvols, when both could be looked at; there are none on the qemu plane.
+    pub fn into_zvols(self) -> Option<kernel::Zvols> {
+        match self {
+            Facts::Kernel(kernel::NodeFacts { local: Fact::Known(local), overlay: Fact::Known(overlay), .. }) => {
+                Some(kernel::Zvols { local, overlay })
+            }
+            Facts::Kernel(_) | Facts::Qemu(_) => None,
+        }
+    }
+
     /// The guest's device is merging.
     pub fn merging(&self) -> bool {
         match self {
@@ -152,6 +162,13 @@ impl Facts {
 }
 
 impl Step {
+    /// What was seen of the volume's zvols before it is good enough for what is decided next: its own effect is not to be seen in them, and what it
+    /// lets a guest or a merge write there is not decided on before they are looked at again.
+    pub fn leaves_zvols(&self) -> bool {
+        use kernel::NodeStep::{CreateDevice, Login, Logout, Rescan};
+        matches!(self, Step::Kernel(Login { .. } | Logout | Rescan { .. } | CreateDevice { .. }))
+    }
+
     /// What it begins was given up before, and is not begun again at once.
     pub fn begins_anew(&self) -> bool {
         use qemu::NodeStep as Qemu;
@@ -161,6 +178,11 @@ impl Step {
     /// It takes up something that is over, and may have failed.
     pub fn takes_up(&self) -> bool {
         matches!(self, Step::Qemu(qemu::NodeStep::ResumeCopy | qemu::NodeStep::CancelCopy | qemu::NodeStep::CancelBack))
+    }
+
+    /// It destroys what was seen to be of no use: that is seen right before it.
+    pub fn is_final(&self) -> bool {
+        matches!(self, Step::Kernel(kernel::NodeStep::DestroyLocal))
     }
 
     /// It may take as long as the whole volume takes.

@@ -21,7 +21,7 @@ fn unmapped() -> VolumeRecord {
     VolumeRecord { plane: Plane::Kernel, ..row(None) }
 }
 
-fn zvol(snapshots: &[u8]) -> Zvol {
+pub fn zvol(snapshots: &[u8]) -> Zvol {
     Zvol {
         size: size().bytes(),
         allocated: 0,
@@ -37,7 +37,7 @@ fn export(epoch: Epoch) -> Export {
     Export { epoch, iqn, initiator: Some("iqn.c0".to_owned()), complete: true, session: false }
 }
 
-fn facts(zvol: Zvol, exported: bool) -> NasFacts {
+pub fn facts(zvol: Zvol, exported: bool) -> NasFacts {
     NasFacts {
         zvol: Fact::Known(Some(zvol)),
         exports: Fact::Known(exported.then(|| export(E)).into_iter().collect()),
@@ -47,7 +47,7 @@ fn facts(zvol: Zvol, exported: bool) -> NasFacts {
     }
 }
 
-fn streaming(f: NasFacts, way: Way, to: u8, state: JobState) -> NasFacts {
+pub fn streaming(f: NasFacts, way: Way, to: u8, state: JobState) -> NasFacts {
     NasFacts { stream: Some(Stream { way, to: snapshot(to), job: job(state) }), ..f }
 }
 

@@ -2,6 +2,7 @@
 //!
 //! Whether what they decide leads anywhere is tested by the simulation; here each decision is looked at alone.
 
+mod carried;
 #[path = "../common/mod.rs"]
 mod common;
 mod kernel_nas;

@@ -17,7 +17,7 @@ use img_storage_model::{
     Fault, HostName, Plane, RequestId,
     api::WriteBack,
     messages::{Assign, Body, Report, Role, Want},
-    nas::{self, Authority, Context, Decision, Facts, Intent, NasChange, Stage, Step, Terms, VolumeRecord},
+    nas::{self, Authority, Context, Decision, Facts, Intent, NasChange, Stage, Step, Terms, VolumeRecord, kernel::Zvol},
     node::{JobState, PushOutcome, StepResult},
 };
 use jiff::Timestamp;
@@ -29,6 +29,8 @@ use tokio::{
 
 /// How often a mapped volume is looked at when nothing happens.
 const LOOK_EVERY: Duration = Duration::from_secs(3);
+/// How long what was seen of the zvol may be carried over.
+const CARRIED: Duration = Duration::from_secs(3);
 /// How often an assignment is sent again that the node has not answered.
 const RESEND_EVERY: Duration = Duration::from_secs(3);
 /// A node that has not said anything about its volume for so long is sent the assignment again, to which it answers.
@@ -88,6 +90,10 @@ pub(crate) struct Actor {
     /// So often a transfer that runs was looked at.
     closely: u32,
     repeats: Repeats<Step>,
+    /// When the zvol was last looked at.
+    zvol_at: Instant,
+    /// What is planned with has it from an earlier look.
+    carried: bool,
     over: bool,
 }
 
@@ -126,6 +132,8 @@ impl Actor {
             at_rest: false,
             closely: 0,
             repeats: Repeats::default(),
+            zvol_at: Instant::now(),
+            carried: false,
             over: false,
         }
     }
@@ -134,6 +142,8 @@ impl Actor {
     pub(super) async fn live(mut self) {
         // Writing something down changes nothing on the host: what was seen before still counts.
         let mut kept = None;
+        // Of facts that are over, what goes into the next ones.
+        let mut zvol = None;
         while !self.over {
             while let Ok(mail) = self.mail.try_recv() {
                 self.read(mail).await;
@@ -141,7 +151,7 @@ impl Actor {
             self.at_rest = false;
             let facts = match kept.take() {
                 Some(facts) => facts,
-                None => self.observe().await,
+                None => self.observe(zvol.take()).await,
             };
             (self.claims, self.in_line) = (false, None);
             self.look_at_report();
@@ -150,6 +160,11 @@ impl Actor {
                 continue;
             }
             let decision = self.plan(&facts);
+            if self.carried && matches!(decision, Decision::Stuck(_)) {
+                // That something is wrong is not concluded from what was seen before.
+                self.carried = false;
+                continue;
+            }
             let decision = self.in_turn(decision);
             self.settle_turn(&facts);
             match decision {
@@ -162,7 +177,9 @@ impl Actor {
                         if let Some(why) = facts.setback().filter(|_| step.takes_up()) {
                             self.setback.failed(why, self.nas.clock.now());
                         }
+                        let leaves = step.leaves_zvol(&facts);
                         self.run(step).await;
+                        zvol = Some(facts).filter(|_| leaves).and_then(Facts::into_zvol);
                     }
                 }
                 Decision::Record(change) => match self.record(&change).await {
@@ -176,6 +193,7 @@ impl Actor {
                     self.show(&facts);
                     let pause = self.look_again(&facts);
                     self.rest(pause).await;
+                    zvol = Some(facts).filter(|facts| facts.stream().is_some()).and_then(Facts::into_zvol);
                 }
                 Decision::Stuck(why) => {
                     self.retry.stuck(why, self.nas.clock.now());
@@ -202,8 +220,14 @@ impl Actor {
         self.assign(facts).await
     }
 
-    async fn observe(&mut self) -> Facts {
-        let looked = timeout(OBSERVE_DEADLINE, self.nas.host.observe(Nas::volume_ref(&self.record))).await;
+    /// Looks at the host; `zvol` is carried over for a while.
+    async fn observe(&mut self, zvol: Option<Zvol>) -> Facts {
+        let zvol = zvol.filter(|_| self.zvol_at.elapsed() < CARRIED);
+        self.carried = zvol.is_some();
+        if zvol.is_none() {
+            self.zvol_at = Instant::now();
+        }
+        let looked = timeout(OBSERVE_DEADLINE, self.nas.host.observe(Nas::volume_ref(&self.record), zvol)).await;
         let facts = looked.unwrap_or_else(|_| Facts::unknown(self.record.plane, &steps::unanswered()));
         self.allocated = facts.allocated().or(self.allocated);
         facts
@@ -250,8 +274,8 @@ impl Actor {
     fn look_again(&mut self, facts: &Facts) -> Duration {
         if facts.job().is_some_and(|job| job.state == JobState::Running) {
             self.closely = self.closely.saturating_add(1);
-            // A stream soon and then less soon, because ZFS is asked each time: about a tenth of what it takes is added.
-            let pause = if facts.stream().is_some() { u64::from(self.closely * 20).min(1000) } else { 50 };
+            // A stream soon and then less soon: there may be many, and hundreds of exports to look through each time.
+            let pause = if facts.stream().is_some() { u64::from(self.closely * 20).min(250) } else { 50 };
             return Duration::from_millis(pause);
         }
         self.closely = 0;

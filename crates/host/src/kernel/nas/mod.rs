@@ -126,14 +126,22 @@ impl KernelNas {
         Ok(Zfs::device(&self.dataset(volume)?))
     }
 
-    /// What is there of a volume.
-    pub async fn look(&self, volume: &VolumeRef) -> NasFacts {
+    /// What is there of a volume; its zvol is looked at unless it is `carried` over.
+    pub async fn look(&self, volume: &VolumeRef, carried: Option<Zvol>) -> NasFacts {
+        // Before the zvol: what a stream that is over has brought is seen.
+        let stream = self.jobs.look(volume.id);
         let import = self.lender.look(volume.id, Lent::Filled);
         let reader = self.lender.look(volume.id, Lent::Read);
-        let (mut zvol, exports, import, reader) = tokio::join!(self.zvol(volume), self.exports(volume.id), import, reader);
-        let stream = self.jobs.look(volume.id);
+        let anew = carried.is_none();
+        let zvol = async {
+            match carried {
+                Some(zvol) => Ok(Some(zvol)),
+                None => self.zvol(volume).await,
+            }
+        };
+        let (mut zvol, exports, import, reader) = tokio::join!(zvol, self.exports(volume.id), import, reader);
         // What is exported is open, and nobody is in the way of a stream.
-        if let (Ok(Some(zvol)), Ok([]), None) = (&mut zvol, exports.as_deref(), &stream)
+        if let (true, Ok(Some(zvol)), Ok([]), None) = (anew, &mut zvol, exports.as_deref(), &stream)
             && let Ok(name) = self.dataset(volume)
         {
             let newest = zvol.snapshots.last().map(|held| held.snapshot.id);

@@ -22,7 +22,7 @@ use img_storage_model::{
     messages::{Endpoint, Holder, IscsiLogin, PoolReport},
     node::{
         Layer, NodeVolume, StepResult,
-        kernel::{Disk, NodeFacts, NodeStep, Session},
+        kernel::{Disk, NodeFacts, NodeStep, Session, Zvols},
     },
 };
 use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, time::Duration};
@@ -132,10 +132,10 @@ impl KernelNode {
         })
     }
 
-    /// What is there of a volume.
-    pub async fn look(&self, volume: &NodeVolume) -> NodeFacts {
+    /// What is there of a volume; its zvols are looked at unless they are `carried` over.
+    pub async fn look(&self, volume: &NodeVolume, carried: Option<Zvols>) -> NodeFacts {
         match self.at(volume) {
-            Ok(steps) => steps.look().await,
+            Ok(steps) => steps.look(carried).await,
             Err(HostError(why)) => {
                 fn blind<T>(why: &str) -> Fact<T> {
                     Fact::Unknown(why.to_owned())
@@ -194,12 +194,19 @@ struct Steps<'a> {
 }
 
 impl Steps<'_> {
-    async fn look(&self) -> NodeFacts {
+    async fn look(&self, carried: Option<Zvols>) -> NodeFacts {
         let session = self.session().await;
         let disk = session.as_ref().ok().and_then(|found| found.as_ref()).and_then(|(_, disk)| disk.as_ref()).map(|d| d.number);
-        let (device, (mut local, overlay)) = tokio::join!(self.look_at_device(disk), self.look_at_zvols());
+        let anew = carried.is_none();
+        let zvols = async {
+            match carried {
+                Some(Zvols { local, overlay }) => (Ok(local), Ok(overlay)),
+                None => self.look_at_zvols().await,
+            }
+        };
+        let (device, (mut local, overlay)) = tokio::join!(self.look_at_device(disk), zvols);
         // What has a guest is in use.
-        if let (Ok(Some(local)), Ok(device)) = (&mut local, &device)
+        if let (true, Ok(Some(local)), Ok(device)) = (anew, &mut local, &device)
             && device.as_ref().is_none_or(|device| device.table.as_ref().is_ok_and(|table| table.layer() == Layer::Remote))
         {
             let newest = local.snapshots.last().map(|newest| newest.id);

@@ -39,7 +39,7 @@ impl KernelNode {
         let mut volumes = BTreeMap::new();
         for row in rows.iter().filter(|row| row.assign.plane == Plane::Kernel) {
             if !row.has_ended() || there.contains(&row.volume) {
-                volumes.insert(row.volume, self.look(&NodeVolume::from(&row.assign)).await);
+                volumes.insert(row.volume, self.look(&NodeVolume::from(&row.assign), None).await);
             }
         }
         Site {

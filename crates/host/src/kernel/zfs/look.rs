@@ -1,6 +1,6 @@
 //! Everything about a few zvols, by one start of `zfs`.
 //!
-//! A daemon looks before and after each of its steps, and every start of `zfs` costs; with one for each question most of a switch
+//! A daemon looks before and after most of its steps, and every start of `zfs` costs; with one for each question most of a switch
 //! was spent asking. A channel program (zfs-program(8)) would tell as much at one moment, and absence as an answer; but the pool's history
 //! keeps each of them, also of those that only read, so that is nothing to be done every few seconds.
 

@@ -128,7 +128,7 @@ impl QemuNas {
 }
 
 impl NasHost for QemuNas {
-    fn observe(&self, volume: VolumeRef) -> Work<'_, nas::Facts> {
+    fn observe(&self, volume: VolumeRef, _: Option<nas::kernel::Zvol>) -> Work<'_, nas::Facts> {
         boxed(async move { nas::Facts::Qemu(self.look(&volume).await) })
     }
 

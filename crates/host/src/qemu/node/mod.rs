@@ -181,7 +181,7 @@ pub async fn guests_at(dir: &std::path::Path) -> Result<Vec<Holder>, HostError> 
 }
 
 impl NodeHost for QemuNode {
-    fn observe(&self, volume: NodeVolume) -> Work<'_, node::Facts> {
+    fn observe(&self, volume: NodeVolume, _: Option<node::kernel::Zvols>) -> Work<'_, node::Facts> {
         boxed(async move { node::Facts::Qemu(self.look(volume.id).await) })
     }
 

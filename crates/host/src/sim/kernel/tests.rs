@@ -100,14 +100,14 @@ impl Site {
     }
 
     async fn at_nas(&self) -> NasFacts {
-        match self.nas.observe(volume()).await {
+        match self.nas.observe(volume(), None).await {
             nas::Facts::Kernel(facts) => facts,
             nas::Facts::Qemu(_) => panic!("of another plane"),
         }
     }
 
     async fn at_node(&self) -> NodeFacts {
-        match self.node.observe(at_node()).await {
+        match self.node.observe(at_node(), None).await {
             node::Facts::Kernel(facts) => facts,
             node::Facts::Qemu(_) => panic!("of another plane"),
         }

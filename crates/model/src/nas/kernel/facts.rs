@@ -2,7 +2,8 @@
 
 use crate::{Epoch, Fact, SnapshotId, nas::qemu::ExportFacts, node::Job, snapshot::Snapshot};
 
-/// Everything observed about one volume on its NAS.
+/// Everything observed about one volume on its NAS. The zvol may have been looked at some seconds before the rest: to ask ZFS costs more than all
+/// other looks together.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NasFacts {
     /// The volume's zvol, with our mark.

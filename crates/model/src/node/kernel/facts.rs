@@ -3,7 +3,7 @@
 use crate::{Epoch, Fact, messages::Progress, node::Layer, snapshot::Snapshot};
 use serde::{Deserialize, Serialize};
 
-/// Everything observed about one volume on this node.
+/// Everything observed about one volume on this node. The zvols may have been looked at some seconds before the rest ([`Zvols`]).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NodeFacts {
     /// The session with the volume's target, of whatever epoch.
@@ -16,6 +16,16 @@ pub struct NodeFacts {
     pub overlay: Fact<Option<Overlay>>,
     /// Where the local zvol is, or would be received.
     pub dataset: String,
+}
+
+/// What was seen of a volume's zvols. To ask ZFS costs more than all other looks together, so where nothing can have changed that counts it is
+/// carried over to the next facts, for seconds at most.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Zvols {
+    /// The local copy.
+    pub local: Option<LocalZvol>,
+    /// The overlay.
+    pub overlay: Option<Overlay>,
 }
 
 /// An iSCSI session.

@@ -7,7 +7,7 @@ mod shown;
 mod step;
 mod warm;
 
-pub use facts::{Device, Disk, LocalZvol, Merge, NodeFacts, Overlay, Session, Table};
+pub use facts::{Device, Disk, LocalZvol, Merge, NodeFacts, Overlay, Session, Table, Zvols};
 pub use plan::{Decision, after, after_error, plan};
 pub use shown::{phase, report};
 pub use step::NodeStep;

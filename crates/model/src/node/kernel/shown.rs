@@ -47,6 +47,7 @@ pub fn report(record: &NodeRecord, facts: &NodeFacts, device: &str, stuck: Optio
     let table = mapped.and_then(|d| d.table.as_ref().ok());
     let pivoted = record.truth == Truth::Local;
     let looked = facts.session.known().is_some() && facts.device.known().is_some();
+    let plain = facts.device.known().is_some_and(|d| d.as_ref().is_none_or(|d| d.table == Ok(Table::Linear(Layer::Local))));
     let off_nas = match table {
         Some(table) => table.layer() == Layer::Local,
         None => matches!(record.lies, Lies::MergingLocal | Lies::Local | Lies::OverLocal),
@@ -65,7 +66,8 @@ pub fn report(record: &NodeRecord, facts: &NodeFacts, device: &str, stuck: Optio
         attached: session.filter(|s| s.up).map(|s| s.iqn.clone()),
         device: mapped.filter(|d| d.table.is_ok() && !d.suspended).map(|_| device.to_owned()),
         progress: mapped.and_then(|d| d.merge).map(super::Merge::progress),
-        dirty: local.filter(|_| pivoted && newest_is_home).map(|l| l.written),
+        // While an overlay is in place, or was when the local copy was looked at, its writes are counted nowhere.
+        dirty: local.filter(|_| pivoted && newest_is_home && plain).map(|l| l.written),
         pushed: record.pushed.clone(),
         asked: None,
         proof: record.assign.proof.clone(),
