@@ -12,7 +12,11 @@ use img_storage_model::{
     api::{Phase, Request, VolumeView},
     messages::DeviceKind,
 };
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
+use tokio::time::sleep;
+
+/// How long hosts are left alone with what they have to say to each other.
+const TALKED: Duration = Duration::from_secs(120);
 
 /// The node's, from before the mapping: under its guest, and with a machine that was restarted.
 pub async fn of_node(act: &mut Act) -> Result<(), String> {
@@ -37,6 +41,27 @@ pub async fn of_node(act: &mut Act) -> Result<(), String> {
     // With one that knows of the mapping it goes on where it was.
     site.restore(&node, &newest, true).await?;
     act.unmap(false).await
+}
+
+/// The node's, of a mapping that came home since: the NAS knows nothing of it any more, and neither ends talking of it at once nor takes
+/// anything away.
+pub async fn of_what_is_over(act: &mut Act) -> Result<(), String> {
+    used(act).await?;
+    let (site, node) = (Arc::clone(&act.site), act.node(0));
+    is_local(act).await?;
+    let old = site.back_up(&node).await?;
+    writes_home_and_on(act).await?;
+    act.guest_off().await;
+    act.unmap(false).await?;
+    let newest = site.back_up(&node).await?;
+    let contents = holds(act, &node)?;
+    site.restore(&node, &old, true).await?;
+    sleep(TALKED).await;
+    keeps(act, &node, &contents)?;
+    // With the one that knows it can have the volume again. What the old one did to the copy may look like a guest's writes: it was saved.
+    site.restore(&node, &newest, true).await?;
+    site.world.destroy_by_hand(&node, act.volume);
+    used(act).await
 }
 
 /// The NAS's, from before the mapping: the node shows what it was given, and has it still.

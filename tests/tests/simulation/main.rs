@@ -2,7 +2,7 @@
 //! virtual time, with faults wherever one can be.
 //!
 //! [`site`] starts and restarts the daemons and asks them things; [`guest`] writes and verifies all the while; [`act`] is what an
-//! operator can do with a volume, [`scenario`] in which order; [`plan`] says what goes wrong in one run; [`campaign`] makes all the runs. A run depends on its plan alone: the
+//! operator can do with a volume, [`scenario`] in which order; [`plan`] says what goes wrong in one run, [`mail`] what becomes of its messages; [`campaign`] makes all the runs. A run depends on its plan alone: the
 //! same plan gives the same trace.
 //!
 //! `IMG_STORAGE_SIM=SCENARIO:EFFECT:FAULT[:SEED]` repeats one run with its trace; `IMG_STORAGE_SIM_ONLY` picks a scenario,
@@ -16,6 +16,7 @@ mod backup;
 mod campaign;
 mod guest;
 mod kernel;
+mod mail;
 mod plan;
 mod run;
 mod scenario;

@@ -74,6 +74,7 @@ async fn play(plan: &Plan, dir: &Path) -> Outcome {
         Ok(Err(why)) => wrong.push(why),
         Err(_) => wrong.push(format!("it does not end within {} s", LONGEST.as_secs())),
     }
+    wrong.extend(site.storm());
     crashing.abort();
     if let Some(task) = troubling {
         task.abort();

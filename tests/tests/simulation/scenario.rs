@@ -48,6 +48,7 @@ pub const SCENARIOS: &[(&str, Play)] = &[
     ("k-quota", |a| Box::pin(kernel::quota(a))),
     ("k-full", |a| Box::pin(kernel::full(a))),
     ("k-backup-node", |a| Box::pin(backup::of_node(a))),
+    ("k-backup-over", |a| Box::pin(backup::of_what_is_over(a))),
     ("k-backup-nas", |a| Box::pin(backup::of_nas(a))),
     ("k-backup-both", |a| Box::pin(backup::of_both(a))),
 ];

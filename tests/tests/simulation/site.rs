@@ -2,7 +2,8 @@
 
 use super::{
     act,
-    plan::{Mishap, Plan, Trouble},
+    mail::{self, Mail},
+    plan::{Plan, Trouble},
 };
 use img_storage_daemon::{
     bus::{Delivery, Exchange, Post, ReplyTo},
@@ -18,17 +19,16 @@ use img_storage_model::{
     Fault, HostName, Interval, Plane, RequestId, VolumeId,
     api::{Answer, Request, VolumeView},
     attribute::Defaults,
-    messages::{Body, Envelope, Hello, KernelReport, Role},
+    messages::{Body, Hello, Role},
     node::kernel::Quota,
 };
 use jiff::Timestamp;
-use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 use std::{
     collections::BTreeMap,
     path::PathBuf,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -45,8 +45,6 @@ const STEP_DEADLINE: Duration = Duration::from_secs(5);
 const AWAY: Duration = Duration::from_millis(700);
 /// How long it takes to put a ledger back and to start the machine.
 const RESTORED: Duration = Duration::from_secs(10);
-/// How long a message takes.
-const POSTAGE: Duration = Duration::from_millis(1);
 /// How long an operator waits before asking the same again.
 const ASK_AGAIN: Duration = Duration::from_secs(10);
 /// The original's front end has its answer within this.
@@ -55,14 +53,6 @@ const ANSWERED_WITHIN: Duration = Duration::from_secs(120);
 const PATIENCE: Duration = Duration::from_secs(3600);
 
 type Waiting = Arc<Mutex<BTreeMap<RequestId, oneshot::Sender<Result<Box<Answer>, Fault>>>>>;
-
-/// The messages of a run: how many there were, and what becomes of them.
-struct Mail {
-    sent: AtomicU64,
-    quiet: AtomicBool,
-    at: Option<(usize, Mishap)>,
-    random: Mutex<Option<StdRng>>,
-}
 
 /// One run's hosts, daemons and operator.
 pub struct Site {
@@ -102,77 +92,6 @@ pub fn host(name: &str) -> HostName {
     HostName::new(name).unwrap_or_else(|_| unreachable!("the simulation's names are good"))
 }
 
-fn tap(mail: Arc<Mail>, world: World) -> img_storage_daemon::bus::Tap {
-    Box::new(move |message: &Envelope| {
-        let number = usize::try_from(mail.sent.fetch_add(1, Ordering::Relaxed)).unwrap_or(usize::MAX);
-        let quiet = mail.quiet.load(Ordering::Relaxed);
-        let mut delays = match (&mail.at, lock(&mail.random).as_mut()) {
-            _ if quiet => vec![POSTAGE],
-            (Some((n, mishap)), _) if *n == number => match mishap {
-                Mishap::Double => vec![POSTAGE, POSTAGE + Duration::from_millis(700)],
-                Mishap::Lost => Vec::new(),
-                Mishap::Late(by) => vec![Duration::from_millis(*by)],
-            },
-            (_, Some(random)) => match random.random_range(0..20) {
-                0 => Vec::new(),
-                1 => vec![POSTAGE, Duration::from_millis(random.random_range(1..5000))],
-                2 => vec![Duration::from_millis(random.random_range(1..5000))],
-                _ => vec![Duration::from_millis(random.random_range(1..10))],
-            },
-            _ => vec![POSTAGE],
-        };
-        delays.sort();
-        if !matches!(message.body, Body::Hello(_)) {
-            let text = match &message.body {
-                Body::Assign(a) => format!(
-                    "assign e{} r{} want {:?} export {:?} granted {} push {:?} accepted {:?} release {} back {:?} base {:?}",
-                    a.epoch,
-                    a.revision,
-                    a.want,
-                    a.export.as_ref().map(|e| (&e.export, e.port)),
-                    a.granted,
-                    a.push.as_ref().map(|p| (short(&p.push), p.endpoint.is_some(), p.last)),
-                    a.accepted.as_ref().map(short),
-                    a.release,
-                    a.back.as_ref().map(|b| b.granted),
-                    a.kernel.as_ref().and_then(|k| k.base).map(|b| short(&b.id)),
-                ),
-                Body::Report(r) => format!(
-                    "report e{} r{} {:?} pivoted {} detached {} attached {:?} pushed {:?} dirty {:?} stuck {:?} {}",
-                    r.epoch,
-                    r.revision,
-                    r.phase,
-                    r.pivoted,
-                    r.detached,
-                    r.attached,
-                    r.pushed.as_ref().map(|p| short(&p.push)),
-                    r.dirty,
-                    r.stuck,
-                    r.kernel.as_ref().map_or_else(String::new, in_short),
-                ),
-                body => {
-                    let mut text = format!("{body:?}");
-                    text.truncate(160);
-                    text
-                }
-            };
-            let mishap =
-                if delays.len() == 1 && delays[0] <= POSTAGE * 10 { String::new() } else { format!(" MISHAP {delays:?}") };
-            world.note(format!("m{number} {}→{} {text}{mishap}", message.from, message.to));
-        }
-        delays
-    })
-}
-
-fn in_short(k: &KernelReport) -> String {
-    let points: Vec<String> = k.snapshots.iter().map(|s| short(&s.id)).collect();
-    format!("receives {} {points:?} resume {:?} overlaid {}", k.receives, k.resume, k.overlaid)
-}
-
-fn short(id: &img_storage_model::SnapshotId) -> String {
-    id.0.simple().to_string()[24..].to_owned()
-}
-
 impl Site {
     /// A site with all daemons started.
     ///
@@ -196,13 +115,8 @@ impl Site {
             _ => BTreeMap::new(),
         };
         let (faults, crashes) = Faults::new(&world, faults);
-        let mail = Arc::new(Mail {
-            sent: AtomicU64::new(0),
-            quiet: AtomicBool::new(false),
-            at: if let Trouble::Message(number, mishap) = &plan.trouble { Some((*number, *mishap)) } else { None },
-            random: Mutex::new((plan.trouble == Trouble::Random).then(|| StdRng::seed_from_u64(plan.seed))),
-        });
-        let exchange = Exchange::tapped(tap(Arc::clone(&mail), world.clone()));
+        let mail = Arc::new(Mail::new(plan));
+        let exchange = Exchange::tapped(mail::tap(Arc::clone(&mail), world.clone()));
         let member = exchange.join(&host("front"))?;
         let waiting = Waiting::default();
         let clock = Clock::simulated(Timestamp::UNIX_EPOCH + jiff::SignedDuration::from_hours(500_000));
@@ -362,13 +276,18 @@ impl Site {
 
     /// How many messages were sent.
     pub fn messages(&self) -> usize {
-        usize::try_from(self.mail.sent.load(Ordering::Relaxed)).unwrap_or(usize::MAX)
+        self.mail.sent()
+    }
+
+    /// What was wrong with how many there were at once.
+    pub fn storm(&self) -> Option<String> {
+        self.mail.storm()
     }
 
     /// From now on nothing goes wrong any more.
     pub fn quiet(&self) {
         self.faults.stop();
-        self.mail.quiet.store(true, Ordering::Relaxed);
+        self.mail.quiet();
         self.world.cut_all(false);
         for node in &self.nodes {
             self.world.fill_disk(node, false);

@@ -1,6 +1,6 @@
 //! What an actor does with its mail: the node's reports, the operator's intents, and readers.
 
-use super::{Actor, Mail};
+use super::{Actor, Mail, RESEND_EVERY};
 use crate::rate::Rate;
 use img_storage_model::{
     Fault, HostName, RequestId,
@@ -141,7 +141,11 @@ impl Actor {
             }
             return;
         }
-        if report.phase != NodePhase::Gone && report.epoch <= self.record.epoch {
+        // Who cannot let go of it, as of writes that never came home, answers all the same, and is not answered at once for ever.
+        let now = Instant::now();
+        self.told_over.retain(|_, at| now.duration_since(*at) < RESEND_EVERY);
+        if report.phase != NodePhase::Gone && report.epoch <= self.record.epoch && !self.told_over.contains_key(from) {
+            self.told_over.insert(from.clone(), now);
             let over = Assign {
                 volume: self.record.id,
                 name: format!("{}/{}", self.record.pool, self.record.name),

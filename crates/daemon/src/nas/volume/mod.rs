@@ -21,7 +21,7 @@ use img_storage_model::{
     node::{JobState, PushOutcome, StepResult},
 };
 use jiff::Timestamp;
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use tokio::{
     sync::{mpsc, oneshot, watch},
     time::{Instant, sleep, timeout},
@@ -31,7 +31,7 @@ use tokio::{
 const LOOK_EVERY: Duration = Duration::from_secs(3);
 /// How long what was seen of the zvol may be carried over.
 const CARRIED: Duration = Duration::from_secs(3);
-/// How often an assignment is sent again that the node has not answered.
+/// How often an assignment is sent again that the node has not answered, or cannot do what it says.
 const RESEND_EVERY: Duration = Duration::from_secs(3);
 /// A node that has not said anything about its volume for so long is sent the assignment again, to which it answers.
 const SILENCE: Duration = Duration::from_secs(15);
@@ -84,6 +84,8 @@ pub(crate) struct Actor {
     heard: Option<Instant>,
     /// The node was asked for its iSCSI name.
     asked_name: Option<Instant>,
+    /// When which host was told that it has a mapping that is over.
+    told_over: BTreeMap<HostName, Instant>,
     failed: Option<Fault>,
     unread: Option<Fault>,
     at_rest: bool,
@@ -127,6 +129,7 @@ impl Actor {
             sent: None,
             heard: None,
             asked_name: None,
+            told_over: BTreeMap::new(),
             failed: None,
             unread: None,
             at_rest: false,
