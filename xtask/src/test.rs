@@ -179,6 +179,9 @@ fn test_programs() -> anyhow::Result<Vec<String>> {
     Ok(tests.filter(|name| ![SIMULATION, lab::TARGET].contains(name)).map(str::to_owned).collect())
 }
 
+/// How long the crates may take to come that are needed on other systems alone.
+const FETCHED: Duration = Duration::from_secs(10 * 60);
+
 /// The check of licences, bans and sources by cargo-deny.
 enum Deny {
     There(PathBuf),
@@ -223,6 +226,11 @@ impl Deny {
                 program
             }
         };
+        // What other systems would need counts, too, and nothing before has fetched that on a new machine.
+        let fetched = watch(cargo(&["fetch", "--locked"]).env("CARGO_TERM_COLOR", "never"), FETCHED)?;
+        if !fetched.success {
+            return Ok(fetched);
+        }
         let mut command = Command::new(program);
         command.args(["--offline", "--workspace", "check", "licenses", "bans", "sources"]).current_dir(command::root());
         watch(&mut command, Duration::from_secs(120))
