@@ -7,6 +7,8 @@ use std::{fmt::Debug, time::Duration};
 
 /// How long a look at the host may take.
 pub const OBSERVE_DEADLINE: Duration = Duration::from_secs(10);
+/// How long what was seen of a volume's zvols may be carried over to the next facts.
+pub const CARRIED: Duration = Duration::from_secs(3);
 /// So many times the same step is done in a row before it is slowed down.
 const SAME_STEP: u32 = 3;
 /// Bytes per second that steps with bulk data reach at the least.

@@ -1,12 +1,15 @@
 //! The messages of a run: how many there were, what becomes of them, and that hosts do not talk to each other without end.
 
-use super::plan::{Mishap, Plan, Trouble};
+use super::{
+    plan::{Mishap, Plan, Trouble},
+    site::lock,
+};
 use img_storage_host::sim::World;
 use img_storage_model::messages::{Body, Envelope, KernelReport};
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 use std::{
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
@@ -36,10 +39,6 @@ struct Counted {
     since: Instant,
     now: u64,
     most: u64,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Mail {

@@ -83,7 +83,7 @@ pub struct Site {
 /// A host's ledger as it was: the database's files.
 pub struct Backup(Vec<(PathBuf, Vec<u8>)>);
 
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 

@@ -3,7 +3,7 @@
 use super::{Mail, Node};
 use crate::{
     retry::Retry,
-    steps::{self, OBSERVE_DEADLINE, Repeats},
+    steps::{self, CARRIED, OBSERVE_DEADLINE, Repeats},
 };
 use img_storage_model::{
     HostName,
@@ -19,8 +19,6 @@ use tokio::{
 
 /// How often a volume is looked at when nothing happens.
 const LOOK_EVERY: Duration = Duration::from_secs(3);
-/// How long what was seen of zvols may be carried over.
-const CARRIED: Duration = Duration::from_secs(3);
 /// How often the NAS hears of progress.
 const PROGRESS_EVERY: Duration = Duration::from_millis(500);
 /// How often the NAS hears of a volume that does not change.
@@ -98,7 +96,7 @@ impl Actor {
                 self.setback.well();
             }
             let decision = node::plan(&self.record, &facts);
-            if self.carried && !is_sure(&self.record, &decision) {
+            if self.carried && !is_sure(&decision, self.record.has_ended()) {
                 self.carried = false;
                 continue;
             }
@@ -364,11 +362,11 @@ impl Actor {
 }
 
 /// Whether a decision may be made while the zvols are not looked at anew: not that something is wrong, nor that nothing is left to do or of use.
-fn is_sure(record: &NodeRecord, decision: &Decision) -> bool {
+fn is_sure(decision: &Decision, ended: bool) -> bool {
     match decision {
         Decision::Do(step) => !step.is_final(),
         Decision::Record(_) | Decision::Wait(_) => true,
-        Decision::Rest => !record.has_ended(),
+        Decision::Rest => !ended,
         Decision::Stuck(_) => false,
     }
 }
@@ -385,5 +383,23 @@ fn ending(outcome: &node::PushOutcome) -> String {
         node::PushOutcome::Sent { moved, .. } => format!("{moved} bytes sent"),
         node::PushOutcome::Taken(_) => "a snapshot is taken".to_owned(),
         node::PushOutcome::Failed { why } => why.clone(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use img_storage_model::node::kernel::NodeStep;
+
+    #[test]
+    fn nothing_is_destroyed_given_up_or_left_by_what_was_seen_before() {
+        for decision in [Decision::Do(NodeStep::DestroyLocal.into()), Decision::Stuck("something".to_owned())] {
+            assert!(!is_sure(&decision, false) && !is_sure(&decision, true), "{decision:?}");
+        }
+        assert!(is_sure(&Decision::Rest, false));
+        assert!(!is_sure(&Decision::Rest, true), "it is looked at no more from then on");
+        for decision in [Decision::Do(NodeStep::Logout.into()), Decision::Wait("for something".to_owned())] {
+            assert!(is_sure(&decision, false), "{decision:?}");
+        }
     }
 }

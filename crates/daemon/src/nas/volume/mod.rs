@@ -3,6 +3,7 @@
 //! It alone changes the volume's row and touches the volume on the host. Everything it learns comes by mail: the node's reports
 //! and the operator's intents; a long step does not keep it from reading them.
 
+mod history;
 mod mail;
 mod shown;
 mod timing;
@@ -11,14 +12,14 @@ use super::{Nas, Shown};
 use crate::{
     rate::Rate,
     retry::Retry,
-    steps::{self, OBSERVE_DEADLINE, Repeats},
+    steps::{self, CARRIED, OBSERVE_DEADLINE, Repeats},
 };
 use img_storage_model::{
     Fault, HostName, Plane, RequestId,
     api::WriteBack,
     messages::{Assign, Body, Report, Role, Want},
-    nas::{self, Authority, Context, Decision, Facts, Intent, NasChange, Stage, Step, Terms, VolumeRecord, kernel::Zvol},
-    node::{JobState, PushOutcome, StepResult},
+    nas::{self, Context, Decision, Facts, Intent, NasChange, Stage, Step, Terms, VolumeRecord, kernel::Zvol},
+    node::{JobState, StepResult},
 };
 use jiff::Timestamp;
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
@@ -29,8 +30,6 @@ use tokio::{
 
 /// How often a mapped volume is looked at when nothing happens.
 const LOOK_EVERY: Duration = Duration::from_secs(3);
-/// How long what was seen of the zvol may be carried over.
-const CARRIED: Duration = Duration::from_secs(3);
 /// How often an assignment is sent again that the node has not answered, or cannot do what it says.
 const RESEND_EVERY: Duration = Duration::from_secs(3);
 /// A node that has not said anything about its volume for so long is sent the assignment again, to which it answers.
@@ -423,59 +422,6 @@ impl Actor {
             (self.last_write_back, self.write_backs) = (None, 0);
         }
         Ok(())
-    }
-
-    /// Keeps the history, and the figures of write-backs.
-    fn note(&mut self, change: &NasChange, now: Timestamp) {
-        let push = self.record.mapping.as_ref().and_then(|m| m.push.clone());
-        let node = self.record.mapping.as_ref().map_or_else(String::new, |m| m.node.to_string());
-        let what = match change {
-            NasChange::Created => "created".to_owned(),
-            NasChange::Authority(Authority::MaybeNode) => format!("copied; {node} may switch to its local copy"),
-            NasChange::Authority(Authority::Node) => format!("{node} has the newest writes, on its local copy"),
-            NasChange::Authority(Authority::MaybeNas) => format!("everything is here too; {node} may switch back"),
-            NasChange::Authority(Authority::Nas) => "the newest writes are here".to_owned(),
-            NasChange::Order { last } => format!("write-back ordered from {node}{}", if *last { ", the last one" } else { "" }),
-            NasChange::BackRound | NasChange::BackOrder => format!("write-back ordered from {node}, to bring the guest back"),
-            NasChange::Streamed { moved, took_ms } => {
-                self.streamed = Some(*moved);
-                format!("{} streamed in {took_ms} ms", img_storage_model::size::human_bytes(*moved))
-            }
-            NasChange::Fresh(true) => {
-                format!("what {node} kept has no snapshot in common with the volume any more: it goes, and everything is copied")
-            }
-            NasChange::Base => format!("last difference for {node}"),
-            NasChange::Back(true) => format!("{node} may let its guest write to an overlay"),
-            NasChange::Back(false) => "not brought back".to_owned(),
-            NasChange::Verified => "write-back verified".to_owned(),
-            NasChange::PushFailed { why } => {
-                self.push_retry.failed(why.clone(), now);
-                format!("write-back failed: {why}")
-            }
-            NasChange::Accepted => {
-                self.push_retry.well();
-                let moved = self.report.as_ref().and_then(|r| r.pushed.as_ref()).and_then(|p| match &p.outcome {
-                    PushOutcome::Sent { moved, .. } => Some(*moved),
-                    PushOutcome::Taken(_) => self.streamed,
-                    PushOutcome::Failed { .. } => None,
-                });
-                if let Some(push) = push {
-                    let took = u64::try_from(now.duration_since(push.ordered).as_millis()).ok();
-                    self.last_write_back = Some(WriteBack { snapshot: push.push, at: push.ordered, moved, took_ms: took });
-                    self.write_backs += 1;
-                    let bytes = moved.map_or_else(String::new, |m| format!(" of {}", img_storage_model::size::human_bytes(m)));
-                    format!("write-back{bytes} came home in {} ms", took.unwrap_or(0))
-                } else {
-                    "write-back came home".to_owned()
-                }
-            }
-            NasChange::Unmapped => format!("unmapped from {node}"),
-            NasChange::GiveUp => "given up".to_owned(),
-            NasChange::Layer(_) => "what came back is folded into the volume".to_owned(),
-            NasChange::Deleted | NasChange::NewPort | NasChange::Round | NasChange::RoundDone | NasChange::Fresh(false) => return,
-        };
-        tracing::info!(volume = %self.record.name, epoch = %self.record.epoch, "{what}");
-        self.nas.journal.note(self.record.id, now, &what);
     }
 
     /// Brings the node's assignment up to date, and sends it when it is new or was not answered.
