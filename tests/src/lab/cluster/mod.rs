@@ -114,10 +114,13 @@ impl<'l> Cluster<'l> {
         Ok(())
     }
 
-    /// Kills the daemon of a host with -9.
+    /// Kills the daemon of a host with -9, and waits until the process is gone; for 5 s, as one that waits for a disk dies later.
     pub async fn kill(&self, name: &str) -> anyhow::Result<()> {
-        self.guest(name)?.check(&format!("pkill -9 -f -- '[-]-name {name} ' || true")).await?;
-        Ok(())
+        let kill = format!(
+            "p=$(pgrep -f -- '[-]-name {name} ') || exit 0; kill -9 $p || true
+             for pid in $p; do for i in $(seq 50); do test -d /proc/$pid || break; sleep .1; done; done"
+        );
+        self.guest(name)?.check(&kill).await.map(drop)
     }
 
     /// After a guest was started again: its pool, and the daemons.

@@ -16,7 +16,7 @@ const EVERYTHING: &str = "\
     dmsetup info --columns --noheadings -o name,uuid,open,suspended,tables_loaded; dmsetup table
     zfs list -Hp -t all -o name,guid,written,userrefs,receive_resume_token; zfs allow $(zfs list -H -o name | tail -n 1 | cut -d/ -f1-2)
     (find /sys/kernel/config/target /etc/img-storage /etc/rtslib-fb-target /etc/iscsi /var/lib/iscsi -printf '%p %y %l\\n' 2> /dev/null || true) | sort
-    ls /sys/class/iscsi_session 2> /dev/null || true; ls /dev/mapper; ps -e -o comm= | grep -c '[i]mg-storage' || true";
+    ls /sys/class/iscsi_session 2> /dev/null || true; ls /dev/mapper; ps -e -o pid=,comm= | grep '[i]mg-storage' || true";
 
 /// What doctor says on a host, with its exit code; and that it changed nothing.
 async fn examine(cluster: &Cluster<'_>, host: &str, more: &str) -> anyhow::Result<(i32, Value)> {
