@@ -96,7 +96,13 @@ pub async fn of_both(act: &mut Act) -> Result<(), String> {
         first.and(second)?;
         let contents = holds(act, &node)?;
         site.world.forget_newer(act.volume);
-        asked(act, Request::Map { volume: act.volume, node: node.clone(), sync: true, device: DeviceKind::Block }).await;
+        let map = || Request::Map { volume: act.volume, node: node.clone(), sync: true, device: DeviceKind::Block };
+        asked(act, map()).await;
+        // In the middle of other troubles it is refused, as to a node that is not there.
+        while act.view().await.is_none_or(|v| v.phase == Phase::Unmapped) {
+            sleep(Duration::from_secs(5)).await;
+            asked(act, map()).await;
+        }
         is_stuck(act, "may be the only one").await?;
         tries(act).await;
         keeps(act, &node, &contents)?;
