@@ -94,6 +94,30 @@ pub struct KernelAssign {
     /// The local copy of an earlier mapping has nothing in common with the volume any more: it goes, and all is copied.
     #[serde(default)]
     pub fresh: bool,
+    /// When the node's local copy was all that the volume had: the guest's device may be moved to it at once where nothing was written since.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub still: Option<Still>,
+}
+
+/// How much was written through one guest's device since it was made. What is made later, under the same name or after a reboot, is another.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Writes {
+    /// The start of the host's kernel (`boot_id`).
+    pub boot: String,
+    /// Which device since then (`diskseq`).
+    pub device: u64,
+    /// Its writes and discards.
+    pub count: u64,
+}
+
+/// A snapshot that held everything which had been written through the guest's device until then: the NAS counted nothing newer, after the node
+/// had counted these writes and found none under way.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Still {
+    /// The snapshot, which the local copy has.
+    pub snapshot: Snapshot,
+    /// What the node had counted before.
+    pub writes: Writes,
 }
 
 /// What a report on the kernel plane says besides.
@@ -109,6 +133,9 @@ pub struct KernelReport {
     pub resume: Option<String>,
     /// The guest's writes go to the overlay: nothing is written to what lies under it.
     pub overlaid: bool,
+    /// What had been written through the guest's device, on the NAS's volume, when none of it was under way.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub writes: Option<Writes>,
 }
 
 /// The phase the NAS wants a mapping to be in.

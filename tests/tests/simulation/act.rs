@@ -152,6 +152,13 @@ impl Act {
         }
     }
 
+    /// The guest writes and reads nothing from now on, or does.
+    pub fn idle(&self, idle: bool) {
+        if let Some(guest) = &self.guest {
+            guest.idle(idle);
+        }
+    }
+
     /// Maps it, starts a guest if there is none, and waits until it is in the phase.
     pub async fn map(&mut self, node: usize, sync: bool) -> Result<(), String> {
         let name = self.node(node);

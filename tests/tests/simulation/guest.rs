@@ -74,7 +74,7 @@ async fn live(world: World, node: HostName, volume: VolumeId, blocks: usize, mut
             }
         }
         if mood.idle.load(Ordering::Relaxed) {
-            sleep(Duration::from_millis(20)).await;
+            sleep(Duration::from_millis(2)).await;
             continue;
         }
         let block = random.random_range(0..blocks);

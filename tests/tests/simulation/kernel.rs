@@ -31,17 +31,13 @@ pub async fn warm(act: &mut Act) -> Result<(), String> {
     act.unmap(false).await?;
     let before = act.site.world.streamed();
     act.map(0, true).await?;
-    if let Some(guest) = &act.guest {
-        guest.idle(true);
-    }
+    act.idle(true);
     act.is(Phase::Local).await?;
     let moved = act.site.world.streamed() - before;
     if moved > 3 {
         return Err(format!("{moved} blocks were copied to a node that had everything"));
     }
-    if let Some(guest) = &act.guest {
-        guest.idle(false);
-    }
+    act.idle(false);
     act.unmap(false).await?;
     act.map(1, true).await?;
     act.is(Phase::Local).await?;
@@ -54,6 +50,28 @@ pub async fn warm(act: &mut Act) -> Result<(), String> {
     act.is(Phase::Local).await?;
     act.guest_works(60).await;
     act.unmap(false).await
+}
+
+/// A guest that writes nothing is moved at once; one that begins to write at whatever moment of it, another way.
+pub async fn quiet(act: &mut Act) -> Result<(), String> {
+    for still in [None, Some(8), Some(18), Some(22), Some(26)] {
+        act.map(0, false).await?;
+        act.idle(true);
+        act.is(Phase::Remote).await?;
+        act.map(0, true).await?;
+        if still == Some(18) {
+            act.grow(LARGER).await?;
+        }
+        if let Some(millis) = still {
+            sleep(Duration::from_millis(millis)).await;
+            act.idle(false);
+        }
+        act.is(Phase::Local).await?;
+        act.idle(false);
+        act.guest_works(60).await;
+        act.unmap(false).await?;
+    }
+    Ok(())
 }
 
 /// The overlay runs full, at the switch and while the guest is brought back.

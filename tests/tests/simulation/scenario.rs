@@ -44,6 +44,7 @@ pub const SCENARIOS: &[(&str, Play)] = &[
     ("k-original", |a| Box::pin(original(a))),
     ("k-elsewhere", |a| Box::pin(kernel::elsewhere(a))),
     ("k-warm", |a| Box::pin(kernel::warm(a))),
+    ("k-quiet", |a| Box::pin(kernel::quiet(a))),
     ("k-grow", |a| Box::pin(kernel::grow(a))),
     ("k-quota", |a| Box::pin(kernel::quota(a))),
     ("k-full", |a| Box::pin(kernel::full(a))),

@@ -7,8 +7,8 @@ use crate::{
 };
 use img_storage_model::{
     HostName,
-    messages::{Assign, Body, NodePhase, Report},
-    node::{self, Decision, Facts, Going, JobState, NodeChange, NodeRecord, NodeVolume, Step, Truth, kernel::Zvols},
+    messages::{Assign, Body, KernelReport, NodePhase, Report},
+    node::{self, Decision, Facts, Going, JobState, Lies, NodeChange, NodeRecord, NodeVolume, Step, Truth, kernel::Zvols},
 };
 use jiff::Timestamp;
 use std::{sync::Arc, time::Duration};
@@ -262,6 +262,7 @@ impl Actor {
             NodeChange::Local(epoch) => format!("a local copy is made for epoch {epoch}"),
             NodeChange::Pushed(result) => format!("write-back {} ended: {}", result.push, ending(&result.outcome)),
             NodeChange::Lies(lies) => format!("the guest's writes: {lies:?}"),
+            NodeChange::Move(_) => "nothing is written: the guest moves to the local copy at once".to_owned(),
             NodeChange::Home(newest) => format!("the NAS has {}, the newest of the local copy", newest.id),
             NodeChange::Ended { warm: false, .. } => "the mapping is over".to_owned(),
             NodeChange::Ended { warm: true, .. } => "the mapping is over; the local copy is kept for the next time".to_owned(),
@@ -346,7 +347,10 @@ impl Actor {
         let due = match &self.last {
             None => true,
             Some((last, at)) => {
-                let quiet = |r: &Report| Report { progress: None, dirty: None, asked: None, ..r.clone() };
+                let quiet = |r: &Report| {
+                    let kernel = r.kernel.clone().map(|kernel| KernelReport { writes: None, ..kernel });
+                    Report { progress: None, dirty: None, asked: None, kernel, ..r.clone() }
+                };
                 let moved = last.progress != report.progress || last.dirty != report.dirty;
                 quiet(last) != quiet(&report) || (moved && at.elapsed() >= PROGRESS_EVERY) || at.elapsed() >= REPORT_EVERY
             }
@@ -361,10 +365,12 @@ impl Actor {
     }
 }
 
-/// Whether a decision may be made while the zvols are not looked at anew: not that something is wrong, nor that nothing is left to do or of use.
+/// Whether a decision may be made while the zvols are not looked at anew: not that something is wrong, nor that nothing is left to do or of use, nor
+/// that the local copy is not the truth.
 fn is_sure(decision: &Decision, ended: bool) -> bool {
     match decision {
         Decision::Do(step) => !step.is_final(),
+        Decision::Record(NodeChange::Lies(Lies::Remote)) => false,
         Decision::Record(_) | Decision::Wait(_) => true,
         Decision::Rest => !ended,
         Decision::Stuck(_) => false,
@@ -393,7 +399,8 @@ mod tests {
 
     #[test]
     fn nothing_is_destroyed_given_up_or_left_by_what_was_seen_before() {
-        for decision in [Decision::Do(NodeStep::DestroyLocal.into()), Decision::Stuck("something".to_owned())] {
+        let given_up = Decision::Record(NodeChange::Lies(Lies::Remote));
+        for decision in [Decision::Do(NodeStep::DestroyLocal.into()), Decision::Stuck("something".to_owned()), given_up] {
             assert!(!is_sure(&decision, false) && !is_sure(&decision, true), "{decision:?}");
         }
         assert!(is_sure(&Decision::Rest, false));

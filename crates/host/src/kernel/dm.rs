@@ -15,7 +15,7 @@ mod spot;
 mod swap;
 
 pub use cow::has_writes;
-pub use spot::Spot;
+pub use spot::{Count, Spot};
 pub use swap::{Order, Swapped};
 
 use super::{block::Number, program, until};
@@ -240,7 +240,10 @@ impl Dm {
             std::fs::read_to_string(format!("/sys/dev/block/{number}/dm/uuid")).is_ok_and(|found| found.trim() == uuid)
         };
         match until(CHANGE, || async { super::block::number(&path).map(|number| number.filter(is_ours)) }).await? {
-            Some(_) => Ok(()),
+            Some(number) => {
+                spot::have_counted(number);
+                Ok(())
+            }
             None => Err(HostError(format!("{} does not come up, or is another device; is /dev a devtmpfs?", path.display()))),
         }
     }
@@ -310,6 +313,9 @@ impl Dm {
     pub async fn remove(&self, name: &str) -> Result<(), HostError> {
         let Some(state) = self.find(name).await? else { return self.sweep(name).await };
         if state.suspended {
+            if state.pending {
+                self.clear(name).await?;
+            }
             // What waits on it would wait for ever.
             self.resume(name).await?;
         }

@@ -30,6 +30,8 @@ pub const HOLD: &str = "img-storage";
 pub const EPOCH: &str = "img-storage:epoch";
 /// The property that says of which epoch a local zvol takes streams.
 pub const RECEIVES: &str = "img-storage:receives";
+/// What that is where it takes none, as where it is not there.
+pub const NOBODY: &str = "none";
 
 /// The property that says that a zvol, as far as ZFS counted `BYTES` as written since the snapshot of this identity, had nothing written to
 /// it: `GUID:BYTES`. Whatever is written, ZFS counts more from then on.

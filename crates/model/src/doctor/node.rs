@@ -328,6 +328,8 @@ impl Volume<'_> {
                 let is = format!("a table that is none of ours: {what}");
                 notes.differs(about, thing.clone(), is, in_words(wanted), next).ask(ask.clone());
             }
+            // On its way it is the one or the other.
+            Ok(Table::Linear(_)) if row.lies == Lies::Moving => {}
             Ok(is) if *is != wanted => {
                 let next =
                     "when the daemon runs it goes on from what the device is, or says why not; do not load a table by hand";
@@ -364,7 +366,7 @@ impl Volume<'_> {
         let about = self.about();
         let zvol = self.site.place.zvols.known().and_then(|all| all.iter().find(|z| z.name.as_str() == self.facts.dataset));
         match local {
-            None if matches!(row.lies, Lies::MergingLocal | Lies::Local | Lies::OverLocal) => {
+            None if matches!(row.lies, Lies::Moving | Lies::MergingLocal | Lies::Local | Lies::OverLocal) => {
                 let next = "zpool status and zpool history tell what became of it; as long as the device is there its guest may still \
                             read it: end nothing";
                 notes.differs(about, thing, "it is not there", "the newest writes of the volume", next);
@@ -422,7 +424,7 @@ impl Volume<'_> {
         let Some(overlay) = notes.see(format!("the overlay of {}", self.name), &self.facts.overlay) else { return };
         let thing = format!("zvol {}-overlay", self.facts.dataset);
         let ask = Ask::Device(format!("/dev/zvol/{}-overlay", self.facts.dataset));
-        let settled = matches!(row.lies, Lies::Remote | Lies::Local);
+        let settled = matches!(row.lies, Lies::Remote | Lies::Moving | Lies::Local);
         match overlay {
             None if !settled => {
                 let next = "zpool history tells what became of it; as long as the device is there its guest may still read it: end nothing";

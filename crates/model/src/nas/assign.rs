@@ -53,7 +53,7 @@ pub fn assignment(v: &VolumeRecord, facts: &Facts, terms: &Terms<'_>) -> Option<
         volume: v.id,
         name: format!("{}/{}", v.pool, v.name),
         nas: terms.nas.clone(),
-        size: v.size,
+        size: last.map(|a| a.size).filter(|_| m.keeps_size()).unwrap_or(v.size),
         epoch: m.epoch,
         revision: last.map_or(0, |a| a.revision),
         want: if copies(v) == Some(false) && !terms.copy { Want::Remote } else { m.want },

@@ -279,6 +279,6 @@ pub fn after(v: &VolumeRecord, step: &Step, result: &StepResult) -> Option<NasCh
 pub fn after_error(v: &VolumeRecord, step: &Step, why: &str) -> Option<NasChange> {
     match step {
         Step::Qemu(step) => qemu::after_error(v, step, why),
-        Step::Kernel(_) => kernel::after_error(v),
+        Step::Kernel(step) => kernel::after_error(v, step),
     }
 }

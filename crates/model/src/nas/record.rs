@@ -4,7 +4,7 @@ use super::kernel::{Copying, Round};
 use crate::{
     Epoch, HostName, Plane, PoolName, RequestId, Size, SnapshotId, VolumeId, VolumeName,
     attribute::Attributes,
-    messages::{Assign, DeviceKind, Report, Want},
+    messages::{Assign, DeviceKind, Report, Still, Want},
 };
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -182,6 +182,8 @@ pub enum NasChange {
     Deleted,
     /// Who holds the newest writes.
     Authority(Authority),
+    /// The node may pivot, and at once where nothing is written any more.
+    Grant(Still),
     /// Where the NAS's newest writes are.
     Layer(NasLayer),
     /// Order a write-back (the daemon gives it its id, port and time).
@@ -228,6 +230,11 @@ pub enum NasChange {
 }
 
 impl Mapping {
+    /// The volume stays as long as it is: the node may be about to take it over by a snapshot in which it would not be longer.
+    pub fn keeps_size(&self) -> bool {
+        self.authority == Authority::MaybeNode && self.copying.still.is_some()
+    }
+
     fn order(&mut self, now: Timestamp, last: bool, (push, port): (SnapshotId, u16)) -> SnapshotId {
         self.push = Some(PushState { push, ordered: now, last, port, verified: false });
         self.sync_now = false;
@@ -278,6 +285,10 @@ impl VolumeRecord {
                     _ => {}
                 }
                 mapping.authority = *authority;
+            }
+            NasChange::Grant(still) => {
+                mapping.copying.still = Some(still.clone());
+                mapping.authority = Authority::MaybeNode;
             }
             NasChange::Layer(layer) => mapping.layer = *layer,
             NasChange::Order { last } => {

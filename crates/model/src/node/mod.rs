@@ -104,6 +104,8 @@ pub enum StepResult {
         /// How long it took, in milliseconds.
         took_ms: u64,
     },
+    /// [`crate::nas::kernel::NasStep::CountWritten`]: so many bytes.
+    Written(u64),
 }
 
 const OTHER_PLANE: &str = "the host shows a volume of another plane";
@@ -165,8 +167,8 @@ impl Step {
     /// What was seen of the volume's zvols before it is good enough for what is decided next: its own effect is not to be seen in them, and what it
     /// lets a guest or a merge write there is not decided on before they are looked at again.
     pub fn leaves_zvols(&self) -> bool {
-        use kernel::NodeStep::{CreateDevice, Login, Logout, Rescan};
-        matches!(self, Step::Kernel(Login { .. } | Logout | Rescan { .. } | CreateDevice { .. }))
+        use kernel::NodeStep::{CreateDevice, Login, Logout, Move, Rescan};
+        matches!(self, Step::Kernel(Login { .. } | Logout | Rescan { .. } | CreateDevice { .. } | Move { .. }))
     }
 
     /// What it begins was given up before, and is not begun again at once.
@@ -192,10 +194,16 @@ impl Step {
                 matches!(step, qemu::NodeStep::DigestPush { .. } | qemu::NodeStep::RemoveLocal | qemu::NodeStep::ReserveLocal)
             }
             Step::Kernel(step) => {
-                use kernel::NodeStep::{DestroyLocal, DestroyWarm, DropSnapshot, FlushRemote, RollBackLocal, Swap};
+                use kernel::NodeStep::{DestroyLocal, DestroyWarm, DropSnapshot, FlushRemote, Move, RollBackLocal, Swap};
                 matches!(
                     step,
-                    DestroyLocal | DestroyWarm { .. } | RollBackLocal { .. } | DropSnapshot { .. } | FlushRemote | Swap { .. }
+                    DestroyLocal
+                        | DestroyWarm { .. }
+                        | RollBackLocal { .. }
+                        | DropSnapshot { .. }
+                        | FlushRemote
+                        | Swap { .. }
+                        | Move { .. }
                 )
             }
         }

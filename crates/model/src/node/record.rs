@@ -1,7 +1,11 @@
 //! What a node must remember about a volume because no host can show it: the node's ledger row.
 
 use super::{Layer, kernel::Table};
-use crate::{Epoch, Extents, Plane, SnapshotId, VolumeId, messages::Assign, messages::ContentDigest, snapshot::Snapshot};
+use crate::{
+    Epoch, Extents, Plane, SnapshotId, VolumeId,
+    messages::{Assign, ContentDigest, Still},
+    snapshot::Snapshot,
+};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
@@ -23,6 +27,9 @@ pub enum Lies {
     /// On the NAS.
     #[default]
     Remote,
+    /// On the NAS, or on the local copy, to which the device is about to be moved: its table says which, and without a device the local copy,
+    /// which nobody else writes to.
+    Moving,
     /// In the overlay, over the NAS's volume.
     OverRemote,
     /// In the overlay and the local copy, into which it is merged.
@@ -36,10 +43,10 @@ pub enum Lies {
 }
 
 impl Lies {
-    /// The table that the guest's device has then.
+    /// The table that the guest's device has then; while it is about to be moved, the one from which.
     pub fn table(self) -> Table {
         match self {
-            Lies::Remote => Table::Linear(Layer::Remote),
+            Lies::Remote | Lies::Moving => Table::Linear(Layer::Remote),
             Lies::OverRemote => Table::Overlay(Layer::Remote),
             Lies::MergingLocal => Table::Merge(Layer::Local),
             Lies::Local => Table::Linear(Layer::Local),
@@ -139,6 +146,9 @@ pub struct NodeRecord {
     /// Where the guest's writes are, on the kernel plane.
     #[serde(default)]
     pub lies: Lies,
+    /// By what the device is, or was, moved to the local copy at once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub still: Option<Still>,
     /// The epoch a local copy was made for on this node, with this ledger's knowledge. A local file the ledger does not know may
     /// be the only copy of something, whatever else the ledger says.
     #[serde(default)]
@@ -161,11 +171,18 @@ impl NodeRecord {
             assign,
             truth: Truth::Remote,
             lies: Lies::Remote,
+            still: None,
             local: None,
             ended: None,
             pushed: None,
             warm: None,
         }
+    }
+
+    /// The NAS's snapshot with which this node's copy became the truth, which the NAS therefore has.
+    pub fn base(&self) -> Option<Snapshot> {
+        let last = self.assign.kernel.as_ref().and_then(|kernel| kernel.base);
+        last.or(self.still.as_ref().map(|still| still.snapshot))
     }
 
     /// Whether the present mapping has been ended on this node.
@@ -188,7 +205,10 @@ impl NodeRecord {
             NodeChange::Lies(lies) => {
                 self.lies = lies;
                 self.truth = if lies == Lies::Remote { Truth::Remote } else { Truth::Local };
+                self.still = self.still.take().filter(|_| lies == Lies::Local);
             }
+            // The copy may be the truth in a moment: it is treated as such.
+            NodeChange::Move(still) => (self.lies, self.truth, self.still) = (Lies::Moving, Truth::Local, Some(still)),
             NodeChange::Local(epoch) => self.local = Some(epoch),
             NodeChange::Pushed(result) => self.pushed = Some(result),
             NodeChange::Home(newest) => self.warm = Some(Warm { home: Some(newest), ..Warm::default() }),
@@ -203,7 +223,7 @@ impl NodeRecord {
                 self.ended = Some(self.assign.epoch);
                 self.truth = Truth::Remote;
                 self.pushed = None;
-                self.lies = Lies::Remote;
+                (self.lies, self.still) = (Lies::Remote, None);
                 self.local = self.local.filter(|_| warm);
             }
         }
@@ -217,6 +237,8 @@ pub enum NodeChange {
     Truth(Truth),
     /// Where the guest's writes are about to be.
     Lies(Lies),
+    /// The device is about to be moved to the local copy at once.
+    Move(Still),
     /// A local copy is about to be made for this epoch.
     Local(Epoch),
     /// A push ended.

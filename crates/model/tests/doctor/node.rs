@@ -28,7 +28,16 @@ fn record(lies: Lies, want: Want) -> NodeRecord {
 }
 
 fn device(table: Table) -> kernel::Device {
-    kernel::Device { epoch: E, table: Ok(table), size: SIZE, suspended: false, merge: None, broken: None }
+    kernel::Device {
+        epoch: E,
+        table: Ok(table),
+        size: SIZE,
+        suspended: false,
+        merge: None,
+        broken: None,
+        writes: None,
+        quiet: true,
+    }
 }
 
 fn session() -> Session {

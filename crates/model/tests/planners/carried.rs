@@ -2,7 +2,7 @@
 
 use crate::{
     kernel_nas,
-    kernel_node::{copy, point, row, seen, with},
+    kernel_node::{self, copy, point, row, seen, with},
     things::{E, size, snapshot},
 };
 use img_storage_model::{
@@ -21,6 +21,8 @@ fn a_node_looks_at_its_zvols_after_whatever_is_to_be_seen_there() {
     let leaves = |step: NodeStep| node::Step::Kernel(step).leaves_zvols();
     assert!(leaves(NodeStep::Logout) && leaves(NodeStep::Rescan { size: size() }));
     assert!(leaves(NodeStep::CreateDevice { epoch: E, table: Table::Linear(Remote), size: size() }));
+    // Whether it was moved is seen on the device.
+    assert!(leaves(NodeStep::Move { writes: kernel_node::writes(1), size: size() }));
     let others = [
         // What a guest wrote until now counts for what comes next.
         NodeStep::RemoveDevice { force: false },
@@ -29,6 +31,7 @@ fn a_node_looks_at_its_zvols_after_whatever_is_to_be_seen_there() {
         NodeStep::FlushRemote,
         NodeStep::SetReceives { epoch: None },
         NodeStep::ReserveLocal,
+        NodeStep::CloseLocal,
         NodeStep::UnreserveLocal,
         NodeStep::GrowLocal { size: size() },
         NodeStep::RollBackLocal { to: snapshot(1) },

@@ -1,6 +1,9 @@
 //! The NAS's planner on the kernel plane.
 
-use crate::{kernel_node::point, things::*};
+use crate::{
+    kernel_node::{point, writes},
+    things::*,
+};
 use img_storage_model::{
     Decision, Epoch, Fact, Plane,
     messages::{IscsiLogin, KernelReport, NodePhase, Peer, Report, Want},
@@ -13,7 +16,7 @@ use img_storage_model::{
 use jiff::Timestamp;
 use proptest::prelude::*;
 
-fn mapped(m: Mapping) -> VolumeRecord {
+pub fn mapped(m: Mapping) -> VolumeRecord {
     VolumeRecord { plane: Plane::Kernel, ..row(Some(m)) }
 }
 
@@ -51,19 +54,20 @@ pub fn streaming(f: NasFacts, way: Way, to: u8, state: JobState) -> NasFacts {
     NasFacts { stream: Some(Stream { way, to: snapshot(to), job: job(state) }), ..f }
 }
 
-fn told(phase: NodePhase, pivoted: bool, snapshots: &[u8]) -> Report {
+pub fn told(phase: NodePhase, pivoted: bool, snapshots: &[u8]) -> Report {
     let kernel = KernelReport {
         dataset: "tank/x".to_owned(),
         receives: matches!(phase, NodePhase::Copying | NodePhase::Switching),
         snapshots: snapshots.iter().map(|n| point(*n)).collect(),
         resume: None,
         overlaid: matches!(phase, NodePhase::Switching | NodePhase::BringingBack),
+        writes: None,
     };
     let detached = pivoted && matches!(phase, NodePhase::Local | NodePhase::Returning | NodePhase::BringingBack);
     Report { detached, kernel: Some(kernel), ..report(phase, pivoted) }
 }
 
-fn decide(v: &VolumeRecord, f: &NasFacts, report: Option<&Report>) -> nas::kernel::Decision {
+pub fn decide(v: &VolumeRecord, f: &NasFacts, report: Option<&Report>) -> nas::kernel::Decision {
     let context = Context { report, nas: "nas", initiator: Some("iqn.c0"), password: "secret", ..Context::default() };
     nas::kernel::plan(v, f, &context)
 }
@@ -85,7 +89,7 @@ fn send(from: Option<u8>, to: u8) -> nas::kernel::Decision {
     Decision::Do(NasStep::Send { peer: peer(), from, to, resume: None, speed: Default::default() })
 }
 
-fn copying(copying: Copying) -> VolumeRecord {
+pub fn copying(copying: Copying) -> VolumeRecord {
     mapped(Mapping { copying, ..mapping(Want::Local, Authority::Nas) })
 }
 
@@ -315,11 +319,12 @@ prop_compose! {
 prop_compose! {
     fn any_told()(
         r in any_report(), snapshots in proptest::sample::subsequence(vec![0u8, 1, 2], 0..=3), kernel in any::<bool>(),
-        receives in any::<bool>(), overlaid in any::<bool>(), taken in proptest::option::of(0u8..3), dirty in proptest::option::of(0u64..9),
+        receives in any::<bool>(), overlaid in any::<bool>(), count in proptest::option::of(5u64..7), taken in proptest::option::of(0u8..3), dirty in proptest::option::of(0u64..9),
     ) -> Report {
         let pushed = taken.map(|n| PushResult { push: snapshot(n), outcome: PushOutcome::Taken(point(n)) }).or(r.pushed);
         let snapshots = snapshots.into_iter().map(point).collect();
-        let kernel = kernel.then(|| KernelReport { dataset: "tank/x".to_owned(), receives, snapshots, resume: None, overlaid });
+        let (dataset, writes) = ("tank/x".to_owned(), count.map(writes));
+        let kernel = kernel.then(|| KernelReport { dataset, receives, snapshots, resume: None, overlaid, writes });
         Report { pushed, kernel, dirty, ..r }
     }
 }
@@ -341,7 +346,7 @@ prop_compose! {
     ) -> VolumeRecord {
         let (round, base, back_push) = ids;
         let (fresh, back) = flags;
-        let copying = Copying { round, rounds, last: None, fresh, base, back, back_rounds: rounds, back_push };
+        let copying = Copying { round, rounds, last: None, fresh, base, still: None, back, back_rounds: rounds, back_push };
         let accepted = accepted.map(|(push, last)| Accepted { push, at: Timestamp::UNIX_EPOCH, last });
         let push = push.map(|(n, last)| pushing(n, last));
         let m = Mapping { abandon, push, accepted, copying, ..mapping(want, authority) };

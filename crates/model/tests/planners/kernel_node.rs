@@ -3,7 +3,7 @@
 use crate::things::*;
 use img_storage_model::{
     Decision, Epoch, Fact, Plane, Size,
-    messages::{Assign, BackOrder, Endpoint, IscsiLogin, KernelAssign, NodePhase, PushOrder, Want},
+    messages::{Assign, BackOrder, Endpoint, IscsiLogin, KernelAssign, NodePhase, PushOrder, Still, Want, Writes},
     node::{
         Layer::{Local, Remote},
         Lies, NodeChange, NodeRecord, PushOutcome, PushResult, Truth,
@@ -28,7 +28,7 @@ fn target() -> Endpoint {
 }
 
 fn ordered(want: Want) -> Assign {
-    let kernel = Some(KernelAssign { login: login(), base: None, fresh: false });
+    let kernel = Some(KernelAssign { login: login(), base: None, fresh: false, still: None });
     Assign { plane: Plane::Kernel, export: Some(target()), kernel, ..assign(want) }
 }
 
@@ -51,7 +51,20 @@ pub fn session(up: bool) -> Session {
 
 pub fn device(table: Table) -> Device {
     let merge = matches!(table, Table::Merge(_)).then_some(Merge { left: 7, total: 9 });
-    Device { epoch: E, table: Ok(table), size: size().bytes(), suspended: false, merge, broken: None }
+    Device {
+        epoch: E,
+        table: Ok(table),
+        size: size().bytes(),
+        suspended: false,
+        merge,
+        broken: None,
+        writes: Some(writes(5)),
+        quiet: true,
+    }
+}
+
+pub fn writes(count: u64) -> Writes {
+    Writes { boot: "boot".to_owned(), device: 7, count }
 }
 
 pub fn copy(snapshots: &[u8]) -> LocalZvol {
@@ -314,13 +327,13 @@ fn any_table() -> impl Strategy<Value = Table> {
 }
 
 fn any_lies() -> impl Strategy<Value = Lies> {
-    any_table().prop_map(Lies::of)
+    prop_oneof![6 => any_table().prop_map(Lies::of), 1 => Just(Lies::Moving)]
 }
 
 prop_compose! {
     fn any_device()(
         epoch in any_epoch(), table in proptest::option::weighted(0.95, any_table()), flags in any::<(bool, bool, bool)>(),
-        left in proptest::option::of(0u64..3),
+        left in proptest::option::of(0u64..3), count in proptest::option::of(5u64..7), quiet in any::<bool>(),
     ) -> Device {
         let (suspended, broken, short) = flags;
         Device {
@@ -330,6 +343,8 @@ prop_compose! {
             suspended,
             merge: left.filter(|_| matches!(table, Some(Table::Merge(_)))).map(|left| Merge { left, total: 3 }),
             broken: broken.then(|| "Invalid".to_owned()),
+            writes: count.map(writes),
+            quiet,
         }
     }
 }
@@ -347,7 +362,7 @@ prop_compose! {
 }
 
 prop_compose! {
-    fn any_seen()(
+    pub fn any_seen()(
         login in proptest::option::of((any::<(bool, bool, bool)>(), any::<bool>())),
         device in proptest::option::of(any_device()),
         local in proptest::option::of(any_local()),
@@ -369,16 +384,20 @@ prop_compose! {
 }
 
 prop_compose! {
-    fn any_row()(
+    pub fn any_row()(
         assign in any_assign(), lies in any_lies(), base in proptest::option::of(0u8..3), fresh in any::<bool>(),
         exported in any::<bool>(), local in proptest::option::of(any_epoch()), ended in proptest::option::weighted(0.1, any_epoch()),
-        pushed in proptest::option::of(0u8..3),
+        pushed in proptest::option::of(0u8..3), given in proptest::option::of((0u8..3, 5u64..7)), by in (0u8..3, 5u64..7),
     ) -> NodeRecord {
-        let kernel = Some(KernelAssign { login: login(), base: base.map(point), fresh });
+        let still = |still: Option<(u8, u64)>| still.map(|(n, count)| Still { snapshot: point(n), writes: writes(count) });
+        let kernel = Some(KernelAssign { login: login(), base: base.map(point), fresh, still: still(given) });
         let pushed = pushed.map(|n| PushResult { push: snapshot(n), outcome: PushOutcome::Taken(point(n)) });
         let export = exported.then(target);
         let mut record = NodeRecord::new(Assign { plane: Plane::Kernel, kernel, export, ..assign });
-        record.apply(NodeChange::Lies(lies), jiff::Timestamp::UNIX_EPOCH);
+        match lies {
+            Lies::Moving => record.apply(NodeChange::Move(still(Some(by)).unwrap()), jiff::Timestamp::UNIX_EPOCH),
+            lies => record.apply(NodeChange::Lies(lies), jiff::Timestamp::UNIX_EPOCH),
+        }
         NodeRecord { local, ended, pushed, ..record }
     }
 }
@@ -467,7 +486,7 @@ proptest! {
     #[test]
     fn what_is_reported_is_what_is_so(record in any_row(), f in any_seen()) {
         let r = report(&record, &f, "/dev/mapper/x", None);
-        prop_assert_eq!(r.pivoted, record.truth == Truth::Local);
+        prop_assert_eq!(r.pivoted, record.truth == Truth::Local && record.lies != Lies::Moving);
         prop_assert_eq!(r.phase, phase(&record, &f));
         prop_assert!(!r.detached || (r.pivoted && f.session == Fact::Known(None)));
         if r.phase == NodePhase::Gone {

@@ -7,6 +7,7 @@ mod carried;
 mod common;
 mod kernel_nas;
 mod kernel_node;
+mod moving;
 mod nas;
 mod node;
 mod things;

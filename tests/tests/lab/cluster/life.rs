@@ -1,9 +1,9 @@
 //! The life of a volume, with a guest that writes all the time.
 
-use anyhow::ensure;
+use anyhow::{Context as _, ensure};
 use img_storage_tests::lab::{
     Lab,
-    cluster::{Cluster, DEVICE, VOLUME, Writer, ZVOL, holds},
+    cluster::{Cluster, DEVICE, DONE, VOLUME, Writer, ZVOL, holds},
 };
 use std::time::Instant;
 
@@ -34,6 +34,9 @@ pub async fn a_volume_lives(lab: &Lab) -> anyhow::Result<()> {
 
     cluster.ask(&format!("map {VOLUME} node2 --sync --wait local --timeout 230s")).await?;
     holds(&cluster, "node2", DEVICE, &known).await?;
+    let moved =
+        "grep -q 'goes on, on the local copy' /run/lab/node2.all; ! grep 'the guest.s writes: OverRemote' /run/lab/node2.all";
+    cluster.guest("node2")?.check(moved).await.context("nobody wrote, and yet there was an overlay")?;
     let writer = Writer::on(&cluster, "node2").await?;
     let begun = Instant::now();
     cluster.ask(&format!("bring-back {VOLUME}")).await?;
@@ -45,8 +48,16 @@ pub async fn a_volume_lives(lab: &Lab) -> anyhow::Result<()> {
     cluster.ask(&format!("unmap {VOLUME}")).await?;
     holds(&cluster, "nas", ZVOL, &later).await?;
 
+    // And whoever moves it is killed in the middle.
+    let node = cluster.guest("node1")?;
+    let from = node.check("wc -l < /run/lab/node1.all").await?.trim().parse::<u64>()? + 1;
     let begun = Instant::now();
-    cluster.ask(&format!("map {VOLUME} node1 --sync --wait local --timeout 230s")).await?;
+    cluster.ask(&format!("map {VOLUME} node1 --sync")).await?;
+    let moves = "nothing is written: the guest moves";
+    let script = format!("grep -qm1 '{moves}' < <(exec tail -n +{from} -F /run/lab/node1.all); pkill -9 -x img-storage");
+    node.check_within(&script, DONE).await.with_context(|| format!("node1 never said {moves:?}"))?;
+    cluster.start_one("node1", "node1", "vm").await?;
+    cluster.until("local").await?;
     println!("  on a warm copy: {:.1} s", begun.elapsed().as_secs_f64());
     holds(&cluster, "node1", DEVICE, &later).await?;
     cluster.ask(&format!("unmap {VOLUME}")).await?;

@@ -15,6 +15,7 @@ impl Actor {
         let node = self.record.mapping.as_ref().map_or_else(String::new, |m| m.node.to_string());
         let what = match change {
             NasChange::Created => "created".to_owned(),
+            NasChange::Grant(_) => format!("copied, with nothing written since; {node} may switch to its local copy"),
             NasChange::Authority(Authority::MaybeNode) => format!("copied; {node} may switch to its local copy"),
             NasChange::Authority(Authority::Node) => format!("{node} has the newest writes, on its local copy"),
             NasChange::Authority(Authority::MaybeNas) => format!("everything is here too; {node} may switch back"),

@@ -401,7 +401,7 @@ impl Actor {
         if *change == NasChange::Layer(img_storage_model::nas::NasLayer::Disk) {
             self.setback.well();
         }
-        if matches!(change, NasChange::Authority(_) | NasChange::Unmapped) {
+        if matches!(change, NasChange::Authority(_) | NasChange::Grant(_) | NasChange::Unmapped) {
             self.clean = None;
         }
         if matches!(change, NasChange::Streamed { .. }) {

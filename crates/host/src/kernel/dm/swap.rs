@@ -1,6 +1,6 @@
 //! Putting another layer under a device while a guest uses it.
 
-use super::{Dm, Layer, Overlay, Table};
+use super::{Count, Dm, Layer, Overlay, Table};
 use crate::HostError;
 use std::time::{Duration, Instant};
 
@@ -35,6 +35,58 @@ impl Dm {
         tokio::spawn(swap)
             .await
             .map_err(|why| HostError(format!("a swap of tables was cut off: {why}; look at the device again")))?
+    }
+
+    /// Puts `layer` under the device `name`, in one pause, if as much as `count` says was ever written through it when nothing can be written any
+    /// more; nothing where more was: then it goes on as it was. To its end as [`Dm::swap`].
+    ///
+    /// # Errors
+    /// As [`Dm::swap`].
+    pub async fn swap_if_still(&self, name: &str, size: u64, layer: &Layer, count: Count) -> Result<Option<Swapped>, HostError> {
+        let (dm, name, layer) = (self.clone(), name.to_owned(), *layer);
+        let swap = async move { dm.swap_if_still_to_the_end(&name, size, &layer, count).await };
+        tokio::spawn(swap)
+            .await
+            .map_err(|why| HostError(format!("a swap of tables was cut off: {why}; look at the device again")))?
+    }
+
+    async fn swap_if_still_to_the_end(
+        &self,
+        name: &str,
+        size: u64,
+        layer: &Layer,
+        count: Count,
+    ) -> Result<Option<Swapped>, HostError> {
+        let wanted = Table::Layer { layer: *layer, size };
+        if self.ours(name).await?.pending {
+            self.clear(name).await?;
+        }
+        let table = layer.table(super::sectors(name, size)?);
+        let began = Instant::now();
+        let tried = async {
+            self.run(&["suspend", name], super::CHANGE).await?;
+            // Everything that was begun has ended. No table is pending before this is known: whoever lets the device go on would put it in.
+            let counted = self.spot(name).await?.and_then(|spot| spot.count);
+            let same = counted.is_some_and(|now| (now.device, now.writes) == (count.device, count.writes));
+            if same {
+                self.run(&["load", name, "--table", &table], super::CHANGE).await?;
+            }
+            self.run(&["resume", name], super::CHANGE).await.map(|_| same)
+        };
+        let tried: Result<bool, HostError> = tried.await;
+        let paused = began.elapsed();
+        let why = match tried {
+            Ok(same) => return Ok(same.then_some(Swapped { paused })),
+            Err(why) => why,
+        };
+        // Nothing is written while it is suspended: what was loaded may be put in.
+        if self.ours(name).await.is_ok_and(|state| state.suspended) {
+            self.resume(name).await?;
+        }
+        match self.table(name).await? {
+            Some(found) if found == wanted => Ok(Some(Swapped { paused })),
+            found => Err(HostError(format!("the device {name} could not be moved and goes on with {found:?}: {why}"))),
+        }
     }
 
     async fn swap_to_the_end(&self, name: &str, size: u64, layer: &Layer, order: Order) -> Result<Swapped, HostError> {

@@ -19,6 +19,7 @@ use img_storage_model::{
     messages::{IscsiLogin, Peer, PoolReport},
     nas::kernel::{self, Export, Held, NasFacts, NasStep, Way, Zvol},
     node::StepResult,
+    snapshot,
 };
 use jobs::{Ends, Jobs, Plan};
 use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, time::Duration};
@@ -248,6 +249,7 @@ impl KernelNas {
                 self.lio.withdraw(&target, &marks::backstore(volume.id, epoch)).await?;
             }
             NasStep::TakeSnapshot { snapshot } => marks::take(&self.zfs, &name, snapshot).await?,
+            NasStep::CountWritten { still } => return self.count_written(volume, &name, still.snapshot).await,
             NasStep::Hold { snapshot } => self.zfs.hold(&marks::at(&name, snapshot)?, marks::HOLD).await?,
             NasStep::DropSnapshot { snapshot } => marks::give_up(&self.zfs, &name, snapshot, volume.id).await?,
             NasStep::Send { peer, from, to, resume, speed } => {
@@ -263,6 +265,21 @@ impl KernelNas {
             NasStep::DiscardReceived => self.zfs.discard_partial(&name).await?,
         }
         Ok(StepResult::Done)
+    }
+
+    /// ZFS counts what was written when it syncs.
+    async fn count_written(
+        &self,
+        volume: &VolumeRef,
+        name: &Dataset,
+        since: snapshot::Snapshot,
+    ) -> Result<StepResult, HostError> {
+        self.zfs.sync(name).await?;
+        let found = self.zvol(volume).await?.ok_or_else(|| HostError(format!("there is no zvol {name}")))?;
+        match found.snapshots.last() {
+            Some(newest) if newest.snapshot == since => Ok(StepResult::Written(found.written)),
+            _ => Err(HostError(format!("the newest snapshot of {name} is not {} any more", since.id))),
+        }
     }
 
     async fn lend(&self, volume: &VolumeRef, lent: Lent, to: To) -> Result<(), HostError> {

@@ -5,13 +5,14 @@ use crate::{
     HostError,
     kernel::{
         block::{self, Number},
-        dm::{self, Order},
+        dm::{self, Count, Order, Spot},
         marks,
         zfs::Zfs,
     },
 };
 use img_storage_model::{
     Epoch,
+    messages::Writes,
     node::{
         Layer,
         kernel::{Device, Merge, Table},
@@ -21,10 +22,16 @@ use img_storage_model::{
 /// How much is copied up for a write, in sectors: one block of a zvol.
 const CHUNK: u32 = 32;
 
+/// Nothing where this start of the host cannot be told from another.
+fn counted(count: Count) -> Option<Writes> {
+    let boot = crate::boot_id();
+    (!boot.is_empty()).then_some(Writes { boot, device: count.device, count: count.writes })
+}
+
 impl Steps<'_> {
-    pub(super) async fn look_at_device(&self, disk: Option<Number>) -> Result<Option<Device>, HostError> {
+    /// The device that was found, in full.
+    pub(super) async fn look_at_device(&self, state: Spot, disk: Option<Number>) -> Result<Device, HostError> {
         let (dm, name) = (&self.host.dm, self.volume.label.as_str());
-        let Some(state) = dm.spot(name).await? else { return Ok(None) };
         let ours = marks::device(self.volume.id, Epoch(0));
         let (part, _) = ours.rsplit_once('e').unwrap_or_default();
         let epoch = marks::epoch(&state.uuid).filter(|_| state.uuid.starts_with(part));
@@ -36,7 +43,9 @@ impl Steps<'_> {
             dm::Table::None => (Err("it has no table".to_owned()), 0),
             dm::Table::Other(lines) => (Err(lines), 0),
         };
-        let mut device = Device { epoch, table, size, suspended: state.suspended, merge: None, broken: None };
+        let writes = state.count.and_then(counted);
+        let mut device =
+            Device { epoch, table, size, suspended: state.suspended, merge: None, broken: None, writes, quiet: false };
         if matches!(device.table, Ok(Table::Overlay(_) | Table::Merge(_))) {
             match dm.overlay(name).await? {
                 Some(dm::Overlay::Used { allocated, bookkeeping, .. }) if matches!(device.table, Ok(Table::Merge(_))) => {
@@ -49,7 +58,32 @@ impl Steps<'_> {
                 Some(dm::Overlay::MergeFailed | dm::Overlay::Used { .. }) | None => {}
             }
         }
-        Ok(Some(device))
+        Ok(device)
+    }
+
+    /// Whether nothing was written through the device since it was looked at, nor is under way. Kernels that count a write when it begins count it a
+    /// moment before they say that it is under way; all that was looked at meanwhile took longer.
+    pub(super) async fn is_quiet(&self, device: &Device) -> bool {
+        let now = self.host.dm.spot(&self.volume.label).await.ok().flatten().and_then(|spot| spot.count);
+        let same = now.is_some_and(|now| now.under_way == 0 && device.writes.is_some() && device.writes == counted(now));
+        same && !device.suspended && device.table == Ok(Table::Linear(Layer::Remote))
+    }
+
+    /// Nothing was written through the device since both were the same; nor is anything to be flushed, then.
+    pub(super) async fn move_device(&self, writes: Writes, size: u64) -> Result<(), HostError> {
+        if writes.boot != crate::boot_id() {
+            return Err(HostError("what was written was counted before this host was started".to_owned()));
+        }
+        let layer = self.layer(Table::Linear(Layer::Local)).await?;
+        let count = Count { device: writes.device, writes: writes.count, under_way: 0 };
+        match self.host.dm.swap_if_still(&self.volume.label, size, &layer, count).await? {
+            Some(swapped) => {
+                let pause_us = swapped.paused.as_micros();
+                tracing::info!(device = self.volume.label, pause_us, "the guest's device goes on, on the local copy");
+            }
+            None => tracing::info!(device = self.volume.label, "the guest has written meanwhile: its device goes on as it was"),
+        }
+        Ok(())
     }
 
     /// What a table means: which of its devices is which.

@@ -163,12 +163,14 @@ impl KernelNode {
             NodeStep::Rescan { size } => at.rescan(size).await?,
             NodeStep::CreateDevice { epoch, table, size } => at.create_device(epoch, table, size.bytes()).await?,
             NodeStep::Swap { table, size } => at.swap(table, size.bytes()).await?,
+            NodeStep::Move { writes, size } => at.move_device(writes, size.bytes()).await?,
             NodeStep::ResumeDevice => at.resume_device().await?,
             NodeStep::RemoveDevice { force: true } => at.cut_off().await?,
             NodeStep::RemoveDevice { force: false } => self.dm.remove(&volume.label).await?,
             NodeStep::FlushRemote => at.flush_remote().await?,
             NodeStep::SetReceives { epoch } => at.set_receives(epoch).await?,
-            NodeStep::ReserveLocal => self.zfs.reserve(&at.local).await?,
+            NodeStep::ReserveLocal => self.zfs.reserve(&at.local, None).await?,
+            NodeStep::CloseLocal => self.zfs.reserve(&at.local, Some((marks::RECEIVES, marks::NOBODY))).await?,
             NodeStep::UnreserveLocal => self.zfs.unreserve(&at.local).await?,
             NodeStep::GrowLocal { size } => self.zfs.grow(&at.local, marks::whole_blocks(size.bytes())).await?,
             NodeStep::RollBackLocal { to } => at.roll_back(to).await?,
@@ -198,13 +200,24 @@ impl Steps<'_> {
         let session = self.session().await;
         let disk = session.as_ref().ok().and_then(|found| found.as_ref()).and_then(|(_, disk)| disk.as_ref()).map(|d| d.number);
         let anew = carried.is_none();
+        // Before the zvols: what was written to them through one that is gone is seen in them.
+        let device = self.host.dm.spot(&self.volume.label).await;
+        let device = async {
+            match device? {
+                Some(found) => self.look_at_device(found, disk).await.map(Some),
+                None => Ok(None),
+            }
+        };
         let zvols = async {
             match carried {
                 Some(Zvols { local, overlay }) => (Ok(local), Ok(overlay)),
                 None => self.look_at_zvols().await,
             }
         };
-        let (device, (mut local, overlay)) = tokio::join!(self.look_at_device(disk), zvols);
+        let (mut device, (mut local, overlay)) = tokio::join!(device, zvols);
+        if let (true, Ok(Some(device))) = (anew, &mut device) {
+            device.quiet = self.is_quiet(device).await;
+        }
         // What has a guest is in use.
         if let (true, Ok(Some(local)), Ok(device)) = (anew, &mut local, &device)
             && device.as_ref().is_none_or(|device| device.table.as_ref().is_ok_and(|table| table.layer() == Layer::Remote))

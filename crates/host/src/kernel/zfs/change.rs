@@ -2,7 +2,7 @@
 
 use super::{CHANGE, DESTROY, OURS, SnapshotFacts, TAKEN, VOLUME, Zfs, Zvol};
 use crate::{
-    HostError,
+    HostError, exec,
     kernel::{
         block::{self, Number},
         until,
@@ -86,6 +86,15 @@ impl Zfs {
                 path.display()
             ))
         })
+    }
+
+    /// Ends the transaction group: everything that was written to the pool is on stable storage, and counted.
+    ///
+    /// # Errors
+    /// When it did not end.
+    pub async fn sync(&self, of: &Dataset) -> Result<(), HostError> {
+        let (pool, _) = of.as_str().split_once('/').unwrap_or((of.as_str(), ""));
+        super::output(exec::run(&self.zpool, &["sync", pool], CHANGE).await).map(drop)
     }
 
     /// Takes a snapshot, with the mark [`TAKEN`]; nothing to do when there is one of this name.
@@ -251,7 +260,7 @@ impl Zfs {
     }
 }
 
-fn our(property: &str) -> Result<&str, HostError> {
+pub(super) fn our(property: &str) -> Result<&str, HostError> {
     let fine = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "-_.:".contains(c);
     if property.starts_with(OURS) && property.chars().all(fine) {
         return Ok(property);

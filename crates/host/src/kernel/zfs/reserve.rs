@@ -1,18 +1,19 @@
 //! Room in the pool for every block of a zvol.
 
-use super::{CHANGE, LOOK, Zfs, unreadable};
+use super::{CHANGE, LOOK, Zfs, change::our, unreadable};
 use crate::HostError;
 use img_storage_model::Dataset;
 
 impl Zfs {
-    /// Gives every block of a zvol its place.
+    /// Gives every block of a zvol its place, and sets a user property of ours by the same start of `zfs`; where that fails, it may have set the one
+    /// and not the other.
     ///
     /// Room is looked for first: where `zfs set refreservation=auto` finds none, it sets the size that the zvol has anew, which is a
     /// write, and the zvol receives nothing any more until it is rolled back (ZFS 2.1, `zfs_prop_set_list`).
     ///
     /// # Errors
     /// When the pool has no room for it; nothing is changed then, but in the moment between looking and setting.
-    pub async fn reserve(&self, name: &Dataset) -> Result<(), HostError> {
+    pub async fn reserve(&self, name: &Dataset, mark: Option<(&str, &str)>) -> Result<(), HostError> {
         let place = self.place(name).await?;
         let missing = place.size.saturating_sub(place.written).saturating_sub(place.available);
         if !holds_all(place.reserved, place.size) && missing > 0 {
@@ -20,10 +21,14 @@ impl Zfs {
                 "the pool of {name} lacks {missing} bytes of room for all that a guest may write to it; make room there"
             )));
         }
+        let mark = mark.map(|(property, value)| our(property).map(|property| format!("{property}={value}"))).transpose()?;
         // `auto` counts the metadata in.
-        let Err(error) = self.run(&["set", "refreservation=auto", name.as_str()], CHANGE).await else { return Ok(()) };
+        let mut args = vec!["set", "refreservation=auto"];
+        args.extend(mark.as_deref());
+        args.push(name.as_str());
+        let Err(error) = self.run(&args, CHANGE).await else { return Ok(()) };
         let place = self.place(name).await?;
-        if holds_all(place.reserved, place.size) { Ok(()) } else { Err(error) }
+        if mark.is_none() && holds_all(place.reserved, place.size) { Ok(()) } else { Err(error) }
     }
 
     /// Lets others have the room that a zvol does not use.

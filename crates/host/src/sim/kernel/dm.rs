@@ -8,6 +8,7 @@ use crate::sim::{
 };
 use img_storage_model::{
     Epoch, Fact, HostName, VolumeId,
+    messages::Writes,
     node::{
         Layer,
         kernel::{Device as DeviceFacts, Merge, Overlay, Table},
@@ -94,6 +95,8 @@ pub struct Device {
     unflushed: Vec<Unflushed>,
     /// What the guest was told is written, flushed or not.
     completed: BTreeMap<usize, u64>,
+    /// How often it was written to.
+    writes: u64,
 }
 
 impl Device {
@@ -112,7 +115,13 @@ impl Device {
             busy_until: now,
             unflushed: Vec::new(),
             completed: BTreeMap::new(),
+            writes: 0,
         }
+    }
+
+    /// As the kernel counts; no other device has this one's number.
+    pub fn writes(&self) -> Writes {
+        Writes { boot: "sim".to_owned(), device: self.process, count: self.writes }
     }
 
     /// The table is the live one from now on.
@@ -150,6 +159,8 @@ impl Device {
             suspended: self.suspended,
             merge: merging.then(|| Merge { left: bytes(left), total: bytes(self.total.max(left)) }),
             broken: invalid.then(|| "Invalid".to_owned()),
+            writes: Some(self.writes()),
+            quiet: self.table == Table::Linear(Layer::Remote) && !self.suspended,
         }))
     }
 
@@ -251,6 +262,7 @@ impl State {
         };
         if let Some(device) = self.kernel.device_mut(node, volume) {
             device.unflushed.push(unflushed);
+            device.writes += 1;
             device.busy_until = now + BUSY;
             let last = device.completed.entry(block).or_default();
             *last = version.max(*last);

@@ -103,6 +103,7 @@ impl SimNas {
             NasStep::StartImport { .. } | NasStep::StopImport | NasStep::StartReader { .. } | NasStep::StopReader => {
                 self.served_step(volume, step).await?;
             }
+            NasStep::CountWritten { still } => return self.count_written(volume, still.snapshot).await,
             NasStep::TakeSnapshot { .. } | NasStep::Hold { .. } | NasStep::DropSnapshot { .. } | NasStep::DiscardReceived => {
                 let taken = match step {
                     NasStep::TakeSnapshot { snapshot } => Some(snapshot),
@@ -118,6 +119,22 @@ impl SimNas {
             }
         }
         Ok(StepResult::Done)
+    }
+
+    async fn count_written(&self, volume: &VolumeRef, since: Snapshot) -> Done<StepResult> {
+        self.kernel(volume, "syncs", |nas, now| {
+            nas.zvol(volume)?.sync(now);
+            Ok(())
+        })
+        .await?;
+        self.kernel(volume, "counts", |nas, _| {
+            let zvol = nas.zvol(volume)?;
+            match zvol.newest() {
+                Some(newest) if newest.snapshot == since => Ok(StepResult::Written(zvol.written())),
+                _ => refuse("that is not the newest snapshot"),
+            }
+        })
+        .await
     }
 
     async fn zvol_step(&self, volume: &VolumeRef, step: NasStep) -> Done {

@@ -14,7 +14,7 @@ use crate::{
 };
 use img_storage_model::{
     Epoch, Fact, Plane, Size, SnapshotId, VolumeId,
-    messages::{Endpoint, IscsiLogin},
+    messages::{Endpoint, IscsiLogin, Writes},
     node::{
         Layer, StepResult,
         kernel::{Disk, LocalZvol, NodeFacts, NodeStep, Session as SessionFacts, Table},
@@ -84,6 +84,7 @@ impl SimNode {
             NodeStep::Logout | NodeStep::Rescan { .. } => self.session_step(volume, &step).await?,
             NodeStep::CreateDevice { epoch, table, size } => self.create_device(volume, epoch, table, size).await?,
             NodeStep::Swap { table, size } => self.swap(volume, table, size).await?,
+            NodeStep::Move { writes, size } => self.move_device(volume, writes, size).await?,
             NodeStep::ResumeDevice => {
                 self.kernel(volume, |v| {
                     if let Some(device) = &mut v.device {
@@ -99,6 +100,10 @@ impl SimNode {
             NodeStep::TakeSnapshot { snapshot } => {
                 self.take_snapshot(volume, snapshot).await?;
                 self.zvol_step(volume, NodeStep::HoldSnapshot { snapshot }).await?;
+            }
+            NodeStep::CloseLocal => {
+                self.zvol_step(volume, NodeStep::ReserveLocal).await?;
+                self.zvol_step(volume, NodeStep::SetReceives { epoch: None }).await?;
             }
             NodeStep::DestroyWarm { home } => self.destroy_warm(volume, home).await?,
             _ => self.zvol_step(volume, step).await?,
@@ -223,6 +228,39 @@ impl SimNode {
                 let now = s.log.now;
                 let v = s.kernel.volume(&self.name, volume);
                 let Some(device) = &mut v.device else { return refuse("there is no device") };
+                device.size = size.bytes();
+                device.go_on(table, v.overlay.as_mut(), now);
+                s.check_view(&self.name, volume, table, "moves to");
+                Ok(())
+            })
+            .await
+    }
+
+    /// Suspend; look how much was written; load, where that is right; go on.
+    async fn move_device(&self, volume: VolumeId, writes: Writes, size: Size) -> Done {
+        let table = Table::Linear(Layer::Local);
+        self.kernel(volume, |v| {
+            v.can_carry(table, size)?;
+            let Some(device) = &mut v.device else { return refuse("there is no device") };
+            device.suspended = true;
+            Ok(())
+        })
+        .await?;
+        self.kernel(volume, |v| {
+            let Some(device) = &mut v.device else { return refuse("there is no device") };
+            device.inactive = (device.writes() == writes).then_some(table);
+            Ok(())
+        })
+        .await?;
+        self.world
+            .part(|s| {
+                let now = s.log.now;
+                let v = s.kernel.volume(&self.name, volume);
+                let Some(device) = &mut v.device else { return refuse("there is no device") };
+                if device.inactive.is_none() {
+                    device.suspended = false;
+                    return Ok(());
+                }
                 device.size = size.bytes();
                 device.go_on(table, v.overlay.as_mut(), now);
                 s.check_view(&self.name, volume, table, "moves to");

@@ -178,7 +178,9 @@ impl Zvol {
         Ok(())
     }
 
+    /// That it is longer is in no snapshot yet.
     pub fn grow(&mut self, blocks: usize) {
+        self.touched |= self.data.len() < blocks;
         for contents in [&mut self.data, &mut self.stable, &mut self.counted] {
             if contents.len() < blocks {
                 contents.resize(blocks, 0);

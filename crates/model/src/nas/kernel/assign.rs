@@ -33,7 +33,8 @@ pub(in crate::nas) fn extra(v: &VolumeRecord, m: &Mapping, facts: &NasFacts, pas
         let seen = zvol.and_then(|z| z.point(id)).map(|held| held.snapshot);
         seen.or(last.filter(|given| given.id == id))
     });
-    KernelAssign { login: login(v, m, password), base, fresh: m.copying.fresh }
+    let still = m.copying.still.clone().filter(|_| m.authority != Authority::Nas);
+    KernelAssign { login: login(v, m, password), base, fresh: m.copying.fresh, still }
 }
 
 /// Whether bring-back is ordered, and whether the node may pivot.

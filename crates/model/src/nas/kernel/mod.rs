@@ -11,7 +11,7 @@ pub use facts::{Export, Held, NasFacts, Stream, Way, Zvol};
 pub use plan::{Decision, after, after_error, plan, setback};
 pub use step::NasStep;
 
-use crate::SnapshotId;
+use crate::{SnapshotId, messages::Still};
 use serde::{Deserialize, Serialize};
 
 /// The port of iSCSI.
@@ -31,6 +31,9 @@ pub struct Copying {
     pub fresh: bool,
     /// The last snapshot before authority passed; taken when the guest writes to its overlay.
     pub base: Option<SnapshotId>,
+    /// When nothing had been written since the snapshot that the node has.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub still: Option<Still>,
     /// A bring-back was begun: the guest may write to an overlay over the local copy.
     pub back: bool,
     /// So many write-backs were ordered to make what is left for the bring-back small.

@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     Fact, HostName, SnapshotId,
-    messages::{KernelReport, NodePhase, Peer, Report, Want},
+    messages::{KernelReport, NodePhase, Peer, Report, Still, Want},
     nas::{
         Authority, Context, Mapping, NasChange, Stage, VolumeRecord,
         qemu::{ExportFacts, IMPORT, plain_export},
@@ -177,7 +177,7 @@ fn plan_nas(
             None => Decision::Record(NasChange::Unmapped),
         };
     }
-    if zvol.size < v.size.bytes() {
+    if zvol.size < v.size.bytes() && !m.keeps_size() {
         return Decision::Do(NasStep::GrowZvol { size: v.size });
     }
     if let Some(decision) = exported(v, m, f, context) {
@@ -218,10 +218,13 @@ fn plan_copy(m: &Mapping, f: &Seen<'_>, zvol: &Zvol, report: &Report, context: &
         Some(round) => send(m, zvol, kernel, common, round, context).unwrap_or(Decision::Record(NasChange::RoundDone)),
         None => {
             let newest = zvol.snapshots.last().map(|s| s.snapshot);
-            if common.is_some() && common == newest && m.copying.nearly_there(zvol.written) {
-                Decision::Record(NasChange::Authority(Authority::MaybeNode))
-            } else {
-                Decision::Record(NasChange::Round)
+            match (common.filter(|_| common == newest && m.copying.nearly_there(zvol.written)), &kernel.writes) {
+                // Perhaps that is all there is, and the guest need not be led over an overlay.
+                (Some(common), Some(writes)) if zvol.written == 0 => {
+                    Decision::Do(NasStep::CountWritten { still: Still { snapshot: common, writes: writes.clone() } })
+                }
+                (Some(_), _) => Decision::Record(NasChange::Authority(Authority::MaybeNode)),
+                (None, _) => Decision::Record(NasChange::Round),
             }
         }
     }
@@ -288,12 +291,25 @@ pub fn after(v: &VolumeRecord, step: &NasStep, result: &StepResult) -> Option<Na
         (NasStep::EndStream, StepResult::Streamed { moved, took_ms }) => {
             v.mapping.is_some().then_some(NasChange::Streamed { moved: *moved, took_ms: *took_ms })
         }
+        (NasStep::CountWritten { still }, StepResult::Written(bytes)) => {
+            let m = v.mapping.as_ref().filter(|m| m.authority == Authority::Nas && m.want == Want::Local)?;
+            match bytes {
+                0 => Some(NasChange::Grant(still.clone())),
+                // Else another round, once it is looked at again.
+                some => m.copying.nearly_there(*some).then_some(NasChange::Authority(Authority::MaybeNode)),
+            }
+        }
         _ => None,
     }
 }
 
 /// The ledger change that a failed step calls for.
-pub fn after_error(v: &VolumeRecord) -> Option<NasChange> {
+pub fn after_error(v: &VolumeRecord, step: &NasStep) -> Option<NasChange> {
+    if matches!(step, NasStep::CountWritten { .. }) {
+        // Then by way of the overlay.
+        let copies = v.mapping.as_ref().is_some_and(|m| m.authority == Authority::Nas && m.want == Want::Local);
+        return copies.then_some(NasChange::Authority(Authority::MaybeNode));
+    }
     (v.stage == Stage::Creating || matches!(v.stage, Stage::Importing { complete: false, .. })).then_some(NasChange::GiveUp)
 }
 

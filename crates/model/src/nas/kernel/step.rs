@@ -3,7 +3,7 @@
 use crate::{
     Epoch, HostName, Size, SnapshotId,
     attribute::Speed,
-    messages::{IscsiLogin, Peer},
+    messages::{IscsiLogin, Peer, Still},
 };
 
 /// One effect on the NAS's host, on one volume.
@@ -66,6 +66,12 @@ pub enum NasStep {
     TakeSnapshot {
         /// Which.
         snapshot: SnapshotId,
+    },
+    /// Counts what was written since the newest snapshot, all that was answered until now. Gives [`crate::node::StepResult::Written`]; fails when
+    /// another snapshot is the newest.
+    CountWritten {
+        /// The newest, and what the node had counted before.
+        still: Still,
     },
     /// Puts our hold on a snapshot that was received.
     Hold {

@@ -1,6 +1,11 @@
 //! What a node's host can show about one volume on the kernel plane, by looking.
 
-use crate::{Epoch, Fact, messages::Progress, node::Layer, snapshot::Snapshot};
+use crate::{
+    Epoch, Fact,
+    messages::{Progress, Writes},
+    node::Layer,
+    snapshot::Snapshot,
+};
 use serde::{Deserialize, Serialize};
 
 /// Everything observed about one volume on this node. The zvols may have been looked at some seconds before the rest ([`Zvols`]).
@@ -83,6 +88,10 @@ pub struct Device {
     pub merge: Option<Merge>,
     /// Why the overlay can take no more, when that is so.
     pub broken: Option<String>,
+    /// What was written through it, where the kernel counts that.
+    pub writes: Option<Writes>,
+    /// None of it was under way, for as long as it took to look at the zvols.
+    pub quiet: bool,
 }
 
 /// How far a merge is.

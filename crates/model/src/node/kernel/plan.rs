@@ -2,11 +2,11 @@
 //!
 //! While the guest's writes lie on the NAS everything converges down, and the local copy may be thrown away; after that, see
 //! [`super::plan_local`]. The ledger says where the writes lie ([`Lies`]) before the device's table says so, and a table is never
-//! changed but to the one the ledger names.
+//! changed but to the one the ledger names, or to the other of the two of [`Lies::Moving`].
 
 use super::{
     Device, LocalZvol, NodeFacts, NodeStep, Overlay, Session, Table,
-    plan_local::plan_local,
+    plan_local::{moving, plan_local},
     warm::{home_of, kept_back, plan_kept},
 };
 use crate::{
@@ -64,7 +64,7 @@ pub fn plan(record: &NodeRecord, facts: &NodeFacts) -> Decision {
         }
         match &device.table {
             Err(what) => return Decision::Stuck(format!("the guest's device has a table that is not ours: {what}")),
-            // What the guest works on wins over what was remembered: a table is only ever put up after the ledger named it, so
+            // What the guest works on wins over what was remembered: a table is only ever put up after the ledger named it, or said that it is moving, so
             // that this is a ledger from a backup.
             Ok(table) if record.lies == Lies::Remote && *table != Table::Linear(Layer::Remote) && !is_merged(device, *table) => {
                 return Decision::Record(NodeChange::Lies(Lies::of(*table)));
@@ -72,7 +72,11 @@ pub fn plan(record: &NodeRecord, facts: &NodeFacts) -> Decision {
             Ok(_) => {}
         }
     }
-    if record.lies == Lies::Remote { plan_remote(record, &f) } else { plan_local(record, &f) }
+    match record.lies {
+        Lies::Remote => plan_remote(record, &f),
+        Lies::Moving => moving(record, &f),
+        _ => plan_local(record, &f),
+    }
 }
 
 /// Everything the overlay had is on the NAS: the table is about to be made plain.
@@ -209,7 +213,7 @@ fn plan_copy(record: &NodeRecord, f: &Seen<'_>) -> Decision {
             if fresh(record) && !local.snapshots.is_empty() {
                 return Decision::Do(NodeStep::DestroyLocal);
             }
-            if let Some(decision) = prepare(record, local) {
+            if let Some(decision) = at_once(record, f, local).or_else(|| prepare(record, local)) {
                 return decision;
             }
         }
@@ -227,6 +231,26 @@ fn plan_copy(record: &NodeRecord, f: &Seen<'_>) -> Decision {
         Some(_) => Decision::Record(NodeChange::Lies(Lies::OverRemote)),
         None => Decision::Do(NodeStep::CreateOverlay { epoch: assign.epoch, size: assign.size }),
     }
+}
+
+/// Where the local copy is all that the volume has, and nothing is written any more, the guest need not be led over an overlay: nothing where that
+/// is not so, or not known.
+fn at_once(record: &NodeRecord, f: &Seen<'_>, local: &LocalZvol) -> Option<Decision> {
+    let assign = &record.assign;
+    let still = assign.kernel.as_ref().and_then(|k| k.still.as_ref()).filter(|_| assign.granted)?;
+    let device = f.device.filter(|device| device.writes.as_ref() == Some(&still.writes) && device.size <= local.size)?;
+    let there = f.session.is_some_and(|session| session.up);
+    if local.snapshots.last() != Some(&still.snapshot) || local.written > 0 || f.overlay.is_some() || !there {
+        return None;
+    }
+    // No late stream may touch what is about to be the truth.
+    Some(match (local.reserved, local.receives) {
+        (false, Some(_)) => Decision::Do(NodeStep::CloseLocal),
+        (false, None) => Decision::Do(NodeStep::ReserveLocal),
+        (true, Some(_)) => Decision::Do(NodeStep::SetReceives { epoch: None }),
+        (true, None) if device.suspended => Decision::Do(NodeStep::ResumeDevice),
+        (true, None) => Decision::Record(NodeChange::Move(still.clone())),
+    })
 }
 
 /// Makes the local copy ready to take this epoch's streams: nothing when it is.

@@ -1,4 +1,5 @@
-//! The node's planner of the kernel plane while this node has the newest writes: in the overlay, or on its local copy.
+//! The node's planner of the kernel plane while this node has the newest writes, in the overlay or on its local copy; or may have them, while its guest
+//! is moved at once.
 //!
 //! From the pivot on it is forward only. Whatever is wanted meanwhile, an overlay is merged first; and while one has writes, the
 //! device is never put up without it.
@@ -8,9 +9,62 @@ use super::{
     plan::{Decision, Seen, attach, bring, fitting, take_down, unwritten},
 };
 use crate::{
-    messages::Want,
+    Size,
+    messages::{Still, Want},
     node::{Layer, Lies, NodeChange, NodeRecord, PushOutcome, PushResult},
 };
+
+/// The device is, or was, to be moved to the local copy in one step: where it lies shows whether it was. What is written to the copy is written by
+/// its guest alone; without a device that is what shows it.
+pub(super) fn moving(record: &NodeRecord, f: &Seen<'_>) -> Decision {
+    let lies = |lies| Decision::Record(NodeChange::Lies(lies));
+    let Some(device) = f.device else {
+        return moved(record, f);
+    };
+    if device.epoch != record.assign.epoch {
+        return Decision::Stuck(format!(
+            "the guest's device is of epoch {}, the mapping is epoch {}",
+            device.epoch, record.assign.epoch
+        ));
+    }
+    // Whoever was to go on with it was stopped half way.
+    if device.suspended {
+        return Decision::Do(NodeStep::ResumeDevice);
+    }
+    match device.table {
+        Ok(Table::Linear(Layer::Local)) => lies(Lies::Local),
+        Ok(Table::Linear(Layer::Remote)) => {
+            let there = f.session.is_some_and(|session| session.up) && record.assign.want == Want::Local;
+            let same = |still: &&Still| {
+                let has_all = |local: &LocalZvol| local.snapshots.last() == Some(&still.snapshot) && local.written == 0;
+                f.local.is_some_and(has_all) && device.writes.as_ref() == Some(&still.writes)
+            };
+            match (record.still.as_ref().filter(same), Size::exact(device.size)) {
+                (Some(still), Ok(size)) if there => Decision::Do(NodeStep::Move { writes: still.writes.clone(), size }),
+                _ => lies(Lies::Remote),
+            }
+        }
+        _ => Decision::Stuck(
+            "the guest's device is neither on the NAS's volume nor on the local copy; nothing is changed".to_owned(),
+        ),
+    }
+}
+
+/// The device is gone, as after a power cut.
+fn moved(record: &NodeRecord, f: &Seen<'_>) -> Decision {
+    let (Some(still), Some(local)) = (&record.still, f.local) else {
+        return Decision::Stuck("the local copy, which may hold the newest writes, is not in the pool any more".to_owned());
+    };
+    let newest = local.snapshots.last() == Some(&still.snapshot);
+    // It takes no streams while it may be the truth, and nothing came since.
+    if local.receives.is_some() || (!newest && local.received) {
+        return Decision::Stuck(
+            "something came to the local copy after the ledger says that it may be the truth: is it an old one? Nothing is ended"
+                .to_owned(),
+        );
+    }
+    Decision::Record(NodeChange::Lies(if newest && local.written == 0 { Lies::Remote } else { Lies::Local }))
+}
 
 pub(super) fn plan_local(record: &NodeRecord, f: &Seen<'_>) -> Decision {
     let assign = &record.assign;
@@ -53,7 +107,7 @@ pub(super) fn plan_local(record: &NodeRecord, f: &Seen<'_>) -> Decision {
         Lies::OverLocal => over_local(record, f),
         Lies::MergingRemote if merged => Decision::Do(NodeStep::FlushRemote),
         Lies::MergingRemote => Decision::Wait("merging what was written meanwhile into the NAS's volume".to_owned()),
-        Lies::Local | Lies::Remote => on_local(record, f),
+        Lies::Local | Lies::Remote | Lies::Moving => on_local(record, f),
     }
 }
 

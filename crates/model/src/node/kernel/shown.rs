@@ -20,7 +20,7 @@ pub fn phase(record: &NodeRecord, facts: &NodeFacts) -> NodePhase {
             let left = known(&facts.session).is_some() || known(&facts.device).is_some();
             if left { NodePhase::Attaching } else { NodePhase::Gone }
         }
-        Lies::OverRemote | Lies::MergingLocal => NodePhase::Switching,
+        Lies::Moving | Lies::OverRemote | Lies::MergingLocal => NodePhase::Switching,
         Lies::OverLocal | Lies::MergingRemote => NodePhase::BringingBack,
         Lies::Local if gone && device.is_none() => NodePhase::Returning,
         Lies::Remote | Lies::Local if device.is_none() => NodePhase::Attaching,
@@ -45,7 +45,8 @@ pub fn report(record: &NodeRecord, facts: &NodeFacts, device: &str, stuck: Optio
     let (session, local) = (known(&facts.session), known(&facts.local));
     let mapped = known(&facts.device).filter(|d| d.epoch == record.assign.epoch);
     let table = mapped.and_then(|d| d.table.as_ref().ok());
-    let pivoted = record.truth == Truth::Local;
+    // Before it is seen whether the device was moved nobody is told that it was.
+    let pivoted = record.truth == Truth::Local && record.lies != Lies::Moving;
     let looked = facts.session.known().is_some() && facts.device.known().is_some();
     let plain = facts.device.known().is_some_and(|d| d.as_ref().is_none_or(|d| d.table == Ok(Table::Linear(Layer::Local))));
     let off_nas = match table {
@@ -53,7 +54,7 @@ pub fn report(record: &NodeRecord, facts: &NodeFacts, device: &str, stuck: Optio
         None => matches!(record.lies, Lies::MergingLocal | Lies::Local | Lies::OverLocal),
     };
     let newest_is_home = local.is_some_and(|l| {
-        let base = record.assign.kernel.as_ref().and_then(|k| k.base).map(|b| b.id);
+        let base = record.base().map(|b| b.id);
         l.snapshots.last().is_some_and(|s| Some(s.id) == record.assign.accepted.or(base))
     });
     Report {
@@ -79,6 +80,7 @@ pub fn report(record: &NodeRecord, facts: &NodeFacts, device: &str, stuck: Optio
             snapshots: local.map(|l| l.snapshots.clone()).unwrap_or_default(),
             resume: local.and_then(|l| l.resume.clone()),
             overlaid: matches!(table, Some(Table::Overlay(_))) && !mapped.is_some_and(|d| d.suspended),
+            writes: mapped.filter(|d| d.quiet && record.lies == Lies::Remote).and_then(|d| d.writes.clone()),
         }),
     }
 }

@@ -3,7 +3,7 @@
 use super::Table;
 use crate::{
     Epoch, Size, SnapshotId,
-    messages::{Endpoint, IscsiLogin},
+    messages::{Endpoint, IscsiLogin, Writes},
     snapshot::Snapshot,
 };
 
@@ -43,6 +43,14 @@ pub enum NodeStep {
         /// Its length.
         size: Size,
     },
+    /// Moves the device from the NAS's volume to the local copy, in one pause, if no more than this was ever written through it; else it goes on as
+    /// it was.
+    Move {
+        /// What was written when both were the same.
+        writes: Writes,
+        /// Its length.
+        size: Size,
+    },
     /// Lets a device that was left suspended go on as it was.
     ResumeDevice,
     /// Takes the device away; fails with a named holder when one has it open, unless `force`, which makes every read and write
@@ -60,6 +68,8 @@ pub enum NodeStep {
     },
     /// Gives every block of the local zvol its place in the pool.
     ReserveLocal,
+    /// Both at once: every block of the local zvol gets its place, and it takes no streams any more.
+    CloseLocal,
     /// Gives back the room that is kept free for the local zvol's blocks: nobody writes to it.
     UnreserveLocal,
     /// Makes the local zvol longer.

@@ -41,8 +41,7 @@ pub(super) fn kept_back(record: &NodeRecord, local: &LocalZvol) -> Option<String
 
 /// The NAS has the newest snapshot, or had it when it was the newest there: it sent it, or took it in.
 fn came_home(record: &NodeRecord, local: &LocalZvol, newest: Snapshot) -> bool {
-    let base = record.assign.kernel.as_ref().and_then(|k| k.base);
-    local.received || record.assign.accepted == Some(newest.id) || base == Some(newest)
+    local.received || record.assign.accepted == Some(newest.id) || record.base() == Some(newest)
 }
 
 /// The mapping is over, and nothing but the local copy can be left of it.
