@@ -186,15 +186,14 @@ fn note(since: Snapshot, counted: u64) -> String {
 /// a stream either (`dsl_dataset_modified_since_snap` in `module/zfs/dsl_dataset.c` of OpenZFS), and does not tell.
 const BOOKKEEPING: u64 = 64 << 10;
 
-/// Whether it is shown that all that ZFS counts in [`written`] is bookkeeping. Of a zvol that is in use that cannot be told; whoever has it open in
-/// passing is given `patience`.
-pub async fn unchanged(zfs: &Zfs, zvol: &Dataset, newest: Option<SnapshotId>, counted: u64, patience: Duration) -> bool {
-    match newest.and_then(|newest| at(zvol, newest).ok()) {
-        Some(newest) if (1..=BOOKKEEPING).contains(&counted) => {
-            matches!(until(patience, || async { Ok(zfs.is_as(&newest).await) }).await, Ok(Some(true)))
-        }
-        _ => false,
+/// Whether all that ZFS counts in [`written`] is bookkeeping, where it is shown to be so or not to be. Of a zvol that is in use that cannot be told;
+/// whoever has it open in passing is given `patience`.
+pub async fn unchanged(zfs: &Zfs, zvol: &Dataset, newest: Option<SnapshotId>, counted: u64, patience: Duration) -> Option<bool> {
+    let newest = newest.and_then(|newest| at(zvol, newest).ok()).filter(|_| counted > 0)?;
+    if counted > BOOKKEEPING {
+        return Some(false);
     }
+    until(patience, || async { Ok(zfs.is_as(&newest).await) }).await.ok().flatten()
 }
 
 /// Notes on a zvol that nothing was written to it since its newest snapshot, where ZFS counts something and that is shown; says whether nothing
@@ -208,7 +207,7 @@ pub async fn settle(zfs: &Zfs, name: &Dataset, volume: VolumeId) -> Result<bool,
     let counted = written(zfs, &zvol, &points).await?;
     match points.ours.last().map(|newest| newest.snapshot) {
         _ if counted == 0 => Ok(true),
-        Some(newest) if unchanged(zfs, name, Some(newest.id), counted, PASSING).await => {
+        Some(newest) if unchanged(zfs, name, Some(newest.id), counted, PASSING).await == Some(true) => {
             zfs.set(name, NOTED, &note(newest, counted)).await?;
             Ok(true)
         }

@@ -48,7 +48,7 @@ async fn zvols(zfs: &Zfs, within: &Dataset) -> Result<Vec<Zvol>, HostError> {
         if zvol.volume().is_some() {
             written = marks::written(zfs, &zvol, &points).await?;
             let newest = points.ours.last().map(|newest| newest.snapshot.id);
-            if marks::unchanged(zfs, &zvol.name, newest, written, std::time::Duration::ZERO).await {
+            if marks::unchanged(zfs, &zvol.name, newest, written, std::time::Duration::ZERO).await == Some(true) {
                 written = 0;
             }
         }

@@ -60,7 +60,7 @@ fn copy() -> LocalZvol {
         received: true,
         held: false,
         written: 0,
-        unchanged: false,
+        unchanged: None,
         receives: None,
         resume: None,
         reserved: true,

@@ -74,7 +74,7 @@ pub fn copy(snapshots: &[u8]) -> LocalZvol {
         received: false,
         held: true,
         written: 0,
-        unchanged: false,
+        unchanged: None,
         receives: Some(E),
         resume: None,
         reserved: true,
@@ -353,7 +353,7 @@ prop_compose! {
     fn any_local()(
         snapshots in proptest::sample::subsequence(vec![0u8, 1, 2], 0..=3), written in 0u64..2,
         receives in proptest::option::of(any_epoch()), resume in any::<bool>(), reserved in any::<bool>(), short in any::<bool>(),
-        unchanged in any::<bool>(),
+        unchanged in any::<Option<bool>>(),
     ) -> LocalZvol {
         let resume = resume.then(|| "token".to_owned());
         let size = if short { 1 << 20 } else { size().bytes() };

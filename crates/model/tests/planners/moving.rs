@@ -125,14 +125,16 @@ fn where_its_writes_are_is_seen_after_an_accident() {
     let lies = |lies| Decision::Record(NodeChange::Lies(lies));
     let rebooted = |local| seen(None, None, Some(local), false);
     assert_eq!(plan(&moving(), &rebooted(closed())), lies(Lies::Remote), "nothing is in the copy that the NAS has not");
-    assert_eq!(plan(&moving(), &rebooted(LocalZvol { written: 1, ..closed() })), lies(Lies::Local));
+    let written = LocalZvol { written: 1, unchanged: Some(false), ..closed() };
+    assert_eq!(plan(&moving(), &rebooted(written.clone())), lies(Lies::Local));
+    assert!(stuck(&plan(&moving(), &rebooted(LocalZvol { unchanged: None, ..written }))), "it may be ZFS's own");
     let received = LocalZvol { snapshots: vec![point(1), point(2)], received: true, ..closed() };
     assert!(stuck(&plan(&moving(), &rebooted(received))), "an old ledger: a copy was made since");
     assert!(stuck(&plan(&moving(), &rebooted(copy(&[1])))), "an old ledger: one is made");
     let later = LocalZvol { snapshots: vec![point(1), point(2)], ..closed() };
     assert_eq!(plan(&moving(), &rebooted(later)), lies(Lies::Local), "an old ledger: a write-back was taken since");
     // What ZFS itself counts after a power cut says nothing.
-    let noted = LocalZvol { written: 1 << 10, unchanged: true, ..closed() };
+    let noted = LocalZvol { written: 1 << 10, unchanged: Some(true), ..closed() };
     assert_eq!(plan(&moving(), &rebooted(noted)), Decision::Do(NodeStep::SettleLocal));
     assert!(stuck(&plan(&moving(), &seen(None, None, None, false))));
     let halfway = |table| {

@@ -117,7 +117,7 @@ fn what_was_found_to_be_perhaps_the_only_copy_is_not_overwritten_by_a_new_mappin
 #[test]
 fn what_a_guest_wrote_that_this_ledger_knows_nothing_of_is_not_rolled_back() {
     let used = LocalZvol { reserved: true, written: 1, ..kept(&[1]) };
-    let noted = LocalZvol { unchanged: true, ..used.clone() };
+    let noted = LocalZvol { unchanged: Some(true), ..used.clone() };
     assert_eq!(next(&over(), Some(noted)), Decision::Do(NodeStep::SettleLocal), "no guest wrote that");
     assert_eq!(next(&over(), Some(used.clone())), Decision::Rest, "it stays reserved, which shows that a guest had it");
     let new = row(Lies::Remote, Want::Local);
@@ -133,13 +133,17 @@ fn what_a_guest_wrote_that_this_ledger_knows_nothing_of_is_not_rolled_back() {
 
 #[test]
 fn what_zfs_noted_after_a_power_cut_is_put_right_before_anything_else() {
-    let noted = LocalZvol { written: 1, unchanged: true, ..copy(&[1, 2]) };
+    let noted = LocalZvol { written: 1, unchanged: Some(true), ..copy(&[1, 2]) };
     let f = |local| seen(Some(session(true)), None, Some(local), true);
     for lies in [Lies::Remote, Lies::OverRemote, Lies::MergingLocal, Lies::Local, Lies::OverLocal, Lies::MergingRemote] {
         let record = row(lies, Want::Local);
         let settled = Decision::Do(NodeStep::SettleLocal);
         assert_eq!(plan(&record, &f(noted.clone())), settled, "{lies:?}");
-        for other in [LocalZvol { written: 0, ..noted.clone() }, LocalZvol { unchanged: false, ..noted.clone() }] {
+        for other in [
+            LocalZvol { written: 0, ..noted.clone() },
+            LocalZvol { unchanged: None, ..noted.clone() },
+            LocalZvol { unchanged: Some(false), ..noted.clone() },
+        ] {
             assert_ne!(plan(&record, &f(other)), settled, "{lies:?}");
         }
     }

@@ -146,7 +146,7 @@ impl KernelNas {
             && let Ok(name) = self.dataset(volume)
         {
             let newest = zvol.snapshots.last().map(|held| held.snapshot.id);
-            if marks::unchanged(&self.zfs, &name, newest, zvol.written, Duration::ZERO).await {
+            if marks::unchanged(&self.zfs, &name, newest, zvol.written, Duration::ZERO).await == Some(true) {
                 zvol.written = 0;
             }
         }

@@ -48,7 +48,7 @@ impl Steps<'_> {
             received: points.ours.last().is_some_and(|newest| newest.received()),
             held: points.ours.last().is_some_and(|newest| newest.held),
             written: marks::written(&self.host.zfs, &zvol, &points).await?,
-            unchanged: false,
+            unchanged: None,
             receives: marks::epoch_in(&zvol, RECEIVES),
             reserved: zvol.is_reserved(),
             resume: zvol.resume_token,

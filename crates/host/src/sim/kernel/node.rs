@@ -41,7 +41,8 @@ impl SimNode {
                 received: l.newest().is_some_and(|p| !p.taken && !p.held),
                 held: l.newest().is_some_and(|p| p.held),
                 written: l.written(),
-                unchanged: l.unchanged() && !l.receiving && !v.device.as_ref().is_some_and(|d| d.uses(Layer::Local)),
+                unchanged: (l.written() > 0 && !l.receiving && !v.device.as_ref().is_some_and(|d| d.uses(Layer::Local)))
+                    .then(|| l.unchanged()),
                 receives: l.receives,
                 resume: l.partial.as_ref().filter(|_| !l.receiving).map(Partial::token),
                 reserved: l.reserved,

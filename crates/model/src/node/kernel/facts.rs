@@ -123,8 +123,9 @@ pub struct LocalZvol {
     pub held: bool,
     /// Bytes written since the newest of them, as ZFS counts; everything when there is none.
     pub written: u64,
-    /// All of that is ZFS's own bookkeeping: it was shown that the newest snapshot holds everything. That cannot be told of what is in use.
-    pub unchanged: bool,
+    /// Whether all of that is ZFS's own bookkeeping, the newest snapshot holding everything: shown to be so, or not to be. Nothing where that cannot be
+    /// told, as of what is in use, or nothing was counted.
+    pub unchanged: Option<bool>,
     /// The epoch whose streams it takes; the mark that stands between a late stream and the truth.
     pub receives: Option<Epoch>,
     /// What a receive that was cut off goes on with.

@@ -275,7 +275,7 @@ pub(super) fn unwritten(local: &LocalZvol) -> Option<Decision> {
 /// After a power cut ZFS counts as written what it noted of a copy's log. Who asks whether anything was written would ask in vain from then on, and
 /// a copy that is in use cannot be told about: so it is noted first.
 fn settle(record: &NodeRecord, f: &Seen<'_>) -> Option<Decision> {
-    let noted = f.local.is_some_and(|local| record.local.is_some() && local.unchanged && local.written > 0);
+    let noted = f.local.is_some_and(|local| record.local.is_some() && local.unchanged == Some(true) && local.written > 0);
     noted.then_some(Decision::Do(NodeStep::SettleLocal))
 }
 

@@ -63,7 +63,12 @@ fn moved(record: &NodeRecord, f: &Seen<'_>) -> Decision {
                 .to_owned(),
         );
     }
-    Decision::Record(NodeChange::Lies(if newest && local.written == 0 { Lies::Remote } else { Lies::Local }))
+    match (newest, local.written, local.unchanged) {
+        (true, 0, _) => Decision::Record(NodeChange::Lies(Lies::Remote)),
+        // ZFS counts some by itself after a power cut.
+        (true, _, None) => Decision::Stuck("it cannot be told yet whether the guest wrote to the local copy".to_owned()),
+        _ => Decision::Record(NodeChange::Lies(Lies::Local)),
+    }
 }
 
 pub(super) fn plan_local(record: &NodeRecord, f: &Seen<'_>) -> Decision {
