@@ -324,7 +324,7 @@ prop_compose! {
         let pushed = taken.map(|n| PushResult { push: snapshot(n), outcome: PushOutcome::Taken(point(n)) }).or(r.pushed);
         let snapshots = snapshots.into_iter().map(point).collect();
         let (dataset, writes) = ("tank/x".to_owned(), count.map(writes));
-        let kernel = kernel.then(|| KernelReport { dataset, receives, snapshots, resume: None, overlaid, writes });
+        let kernel = kernel.then_some(KernelReport { dataset, receives, snapshots, resume: None, overlaid, writes });
         Report { pushed, kernel, dirty, ..r }
     }
 }
