@@ -17,8 +17,8 @@ pub async fn an_old_session_is_locked_out(lab: &Lab) -> anyhow::Result<()> {
     let writer = Writer::on(&cluster, "node1").await?;
     old.link(false).await?;
     // One write waits in the kernel for its disk to come back; no other follows it.
+    old.wait_for("p=$(pgrep -x dd) && sleep 2 && test \"$(pgrep -x dd)\" = \"$p\"", DONE).await?;
     writer.stop().await?;
-    old.check("sleep 2; pgrep -x dd > /dev/null").await?;
     cluster.ask(&format!("unmap {VOLUME} --force --yes")).await?;
     cluster.ask(&format!("map {VOLUME} node2")).await?;
     new.check_within(
