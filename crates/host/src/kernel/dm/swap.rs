@@ -32,9 +32,7 @@ impl Dm {
     pub async fn swap(&self, name: &str, size: u64, layer: &Layer, order: Order) -> Result<Swapped, HostError> {
         let (dm, name, layer) = (self.clone(), name.to_owned(), *layer);
         let swap = async move { dm.swap_to_the_end(&name, size, &layer, order).await };
-        tokio::spawn(swap)
-            .await
-            .map_err(|why| HostError(format!("a swap of tables was cut off: {why}; look at the device again")))?
+        to_its_end(swap).await
     }
 
     /// Puts `layer` under the device `name`, in one pause, if as much as `count` says was ever written through it when nothing can be written any
@@ -45,9 +43,7 @@ impl Dm {
     pub async fn swap_if_still(&self, name: &str, size: u64, layer: &Layer, count: Count) -> Result<Option<Swapped>, HostError> {
         let (dm, name, layer) = (self.clone(), name.to_owned(), *layer);
         let swap = async move { dm.swap_if_still_to_the_end(&name, size, &layer, count).await };
-        tokio::spawn(swap)
-            .await
-            .map_err(|why| HostError(format!("a swap of tables was cut off: {why}; look at the device again")))?
+        to_its_end(swap).await
     }
 
     async fn swap_if_still_to_the_end(
@@ -153,4 +149,11 @@ impl Dm {
             ))),
         }
     }
+}
+
+/// Does a swap to its end, whoever drops it meanwhile.
+async fn to_its_end<T: Send + 'static>(
+    swap: impl Future<Output = Result<T, HostError>> + Send + 'static,
+) -> Result<T, HostError> {
+    tokio::spawn(swap).await.map_err(|why| HostError(format!("a swap of tables was cut off: {why}; look at the device again")))?
 }
