@@ -2,7 +2,7 @@
 
 use crate::things::*;
 use img_storage_model::{
-    Decision, Epoch, Fact, Plane, Size,
+    Decision, Fact, Plane, Size,
     messages::{Assign, BackOrder, Endpoint, IscsiLogin, KernelAssign, NodePhase, PushOrder, Still, Want, Writes},
     node::{
         Layer::{Local, Remote},
@@ -498,12 +498,4 @@ proptest! {
         let foreign = f.device.known().unwrap().as_ref().is_some_and(|d| d.epoch != record.assign.epoch);
         prop_assert!(!(foreign && kernel.overlaid));
     }
-}
-
-#[test]
-fn an_epoch_of_another_mapping_takes_no_streams() {
-    let late = LocalZvol { receives: Some(Epoch(2)), ..copy(&[1]) };
-    let f = seen(Some(session(true)), Some(Table::Linear(Remote)), Some(late), false);
-    let r = report(&row(Lies::Remote, Want::Local), &f, "x", None);
-    assert_eq!((r.phase, r.kernel.unwrap().receives), (NodePhase::Remote, false));
 }

@@ -6,12 +6,12 @@ use crate::{
 };
 use img_storage_model::{
     Decision, Epoch, Fact, VolumeId,
-    messages::Want,
+    messages::{NodePhase, Want},
     node::{
         Going,
         Layer::{Local, Remote},
         Lies, NodeChange, NodeRecord, Truth, Warm,
-        kernel::{Kept, LocalZvol, NodeStep, Quota, Table, needs, plan, surplus},
+        kernel::{self, Kept, LocalZvol, NodeStep, Quota, Table, needs, plan, surplus},
     },
 };
 use jiff::Timestamp;
@@ -266,4 +266,12 @@ proptest! {
             prop_assert!(received || newest == home || newest == accepted);
         }
     }
+}
+
+#[test]
+fn an_epoch_of_another_mapping_takes_no_streams() {
+    let late = LocalZvol { receives: Some(Epoch(2)), ..copy(&[1]) };
+    let f = seen(Some(session(true)), Some(Table::Linear(Remote)), Some(late), false);
+    let r = kernel::report(&row(Lies::Remote, Want::Local), &f, "x", None);
+    assert_eq!((r.phase, r.kernel.unwrap().receives), (NodePhase::Remote, false));
 }
