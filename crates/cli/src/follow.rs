@@ -72,12 +72,18 @@ impl Goal {
     }
 }
 
+/// Waits before the next question: what is soon over is told soon, and what takes long is not asked for all the time.
+async fn rest(begun: Instant, deadline: Instant) {
+    let pause = (begun.elapsed() / 10).clamp(Duration::from_millis(50), Duration::from_secs(1));
+    tokio::time::sleep(pause.min(deadline.saturating_duration_since(Instant::now()))).await;
+}
+
 /// Polls a volume until the goal is reached.
 pub async fn volume(client: &Client, view: VolumeView, goal: Goal, deadline: Instant) -> Result<VolumeView, Fault> {
     let name = view.full_name();
     let selector: Selector = name.parse()?;
     let mut meter = Meter::new(name.clone());
-    let mut pause = Duration::from_millis(100);
+    let begun = Instant::now();
     let mut now = view.clone();
     loop {
         if goal.check(&now)? {
@@ -88,8 +94,7 @@ pub async fn volume(client: &Client, view: VolumeView, goal: Goal, deadline: Ins
         if Instant::now() >= deadline {
             return Err(unfinished(&now));
         }
-        tokio::time::sleep(pause.min(deadline.saturating_duration_since(Instant::now()))).await;
-        pause = (pause * 3 / 2).min(Duration::from_secs(1));
+        rest(begun, deadline).await;
         now = match client.volume(&selector).await {
             Ok(found) if found.id == view.id => found,
             Ok(_) => return Err(gone(&name)),
@@ -153,7 +158,7 @@ pub async fn transfer(client: &Client, id: TransferId, what: &str, deadline: Ins
         serde_json::to_value(id).ok().and_then(|v| v.as_str().map(str::to_owned)).unwrap_or_default()
     );
     let mut meter = Meter::new(what.to_owned());
-    let mut pause = Duration::from_millis(50);
+    let begun = Instant::now();
     loop {
         let seen: TransferView = client.get(&path).await?;
         match seen.finished {
@@ -165,8 +170,7 @@ pub async fn transfer(client: &Client, id: TransferId, what: &str, deadline: Ins
             let (done, total) = (human_bytes(seen.done), human_bytes(seen.total));
             return Err(Fault::unfinished(format!("{what}: {done} of {total} are written; it goes on")));
         }
-        tokio::time::sleep(pause.min(deadline.saturating_duration_since(Instant::now()))).await;
-        pause = (pause * 3 / 2).min(Duration::from_secs(1));
+        rest(begun, deadline).await;
     }
 }
 

@@ -156,12 +156,16 @@ async fn life(lab: &Lab, rounds: usize) -> anyhow::Result<Part> {
         cluster.ask(&format!("unmap {VOLUME}")).await?;
         hand.push(by_hand(nas, node).await?);
     }
-    // Nothing was ever written to it: all that is left is the steps.
-    cluster.ask(&format!("map {VOLUME} node2")).await?;
-    let begun = Instant::now();
-    cluster.ask(&format!("map {VOLUME} node2 --sync --wait local --timeout 140s")).await?;
-    empty.push(begun.elapsed());
-    cluster.ask(&format!("unmap {VOLUME}")).await?;
+    // Nothing was ever written to them: all that is left is the steps.
+    for round in 0..rounds.max(3) {
+        let name = format!("{VOLUME}-empty{round}");
+        cluster.ask(&format!("create {name} --size 256M")).await?;
+        cluster.ask(&format!("map {name} node2")).await?;
+        let begun = Instant::now();
+        cluster.ask(&format!("map {name} node2 --sync --wait local --timeout 140s")).await?;
+        empty.push(begun.elapsed());
+        cluster.ask(&format!("unmap {name}")).await?;
+    }
     let (changed, moved) = warm(&cluster).await?;
     let mut pauses = Vec::new();
     for name in ["node1", "node2"] {
@@ -183,7 +187,7 @@ async fn life(lab: &Lab, rounds: usize) -> anyhow::Result<Part> {
         vec![
             "remote → local, nothing to copy".to_owned(),
             seconds(median_time(&empty)),
-            "original 24.6 s".to_owned(),
+            format!("original 24.6 s; the first, with a new ssh connection, {}", seconds(empty[0])),
             "≤ 3 s".to_owned(),
         ],
         vec![

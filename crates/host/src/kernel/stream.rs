@@ -23,7 +23,7 @@ use crate::{
     exec::{self, Program},
 };
 use img_storage_model::{
-    Dataset, Epoch, Snapshot, VolumeId,
+    Dataset, Epoch, Guid, Snapshot, VolumeId,
     stream::{Ask, Command, Holdings, ResumeToken, Source},
 };
 use std::{
@@ -142,11 +142,12 @@ impl Streams {
         let began = Instant::now();
         let (from, to, mut token) = source;
         let (mut discarded, mut bytes, mut again) = (None, 0, false);
-        let wanted = self.local.guid(to).await?;
+        let mut known = None;
         let what = || format!("the stream of {to} to {into} on {}", peer.host);
         loop {
             let mut source = Source::Snapshot { from: from.cloned(), to: to.clone() };
             if let Some(token) = &token {
+                let wanted = self.wanted(&mut known, to).await?;
                 match self.local.continued(to.dataset(), token, wanted).await? {
                     Continued::Yes => source = Source::Rest { of: to.dataset().clone(), token: token.clone() },
                     Continued::No(why) => {
@@ -162,7 +163,10 @@ impl Streams {
                 bytes = before + n;
                 progress(bytes);
             };
-            let piped = exec::pipe(&self.local.send(&source), &self.remote(peer, &remote), STALL, moved).await;
+            let (send, receive) = (self.local.send(&source), self.remote(peer, &remote));
+            // Which it is is looked up while ssh begins.
+            let (wanted, piped) = tokio::join!(self.wanted(&mut known, to), exec::pipe(&send, &receive, STALL, moved));
+            let wanted = wanted?;
             let printed = piped.as_ref().ok().and_then(|piped| answer(peer, &String::from_utf8_lossy(&piped.printed)).ok());
             let theirs = match printed {
                 Some(theirs) if theirs.has(wanted) => theirs,
@@ -188,6 +192,14 @@ impl Streams {
                     return Err(fault(what(), format_args!("it is done, but the snapshot {wanted} is not there"), next));
                 }
             }
+        }
+    }
+
+    /// The identity of a snapshot here, looked up once.
+    async fn wanted(&self, known: &mut Option<Guid>, of: &Snapshot) -> Result<Guid, HostError> {
+        match *known {
+            Some(guid) => Ok(guid),
+            None => Ok(*known.insert(self.local.guid(of).await?)),
         }
     }
 

@@ -243,6 +243,13 @@ impl Mapping {
 }
 
 impl VolumeRecord {
+    /// What is waited for is the node's word while the newest writes are here: what is to be done next depends on what it says, and
+    /// nothing of it destroys anything. For a moment the zvol need not be looked at anew.
+    pub fn awaits_word(&self) -> bool {
+        let nas = |m: &&Mapping| matches!(m.authority, Authority::Nas | Authority::MaybeNode) && m.want != Want::Gone;
+        self.stage == Stage::Ready && self.mapping.as_ref().filter(nas).is_some()
+    }
+
     /// The node's report, when it answers the newest assignment: an old one that comes late is then never taken for news.
     pub fn answered<'r>(&self, report: Option<&'r Report>) -> Option<&'r Report> {
         let (mapping, assign) = (self.mapping.as_ref()?, self.assign.as_ref()?);

@@ -195,7 +195,8 @@ impl Actor {
                     self.show(&facts);
                     let pause = self.look_again(&facts);
                     self.rest(pause).await;
-                    zvol = Some(facts).filter(|facts| facts.stream().is_some()).and_then(Facts::into_zvol);
+                    let carries = facts.stream().is_some() || self.record.awaits_word();
+                    zvol = Some(facts).filter(|_| carries).and_then(Facts::into_zvol);
                 }
                 Decision::Stuck(why) => {
                     self.retry.stuck(why, self.nas.clock.now());
