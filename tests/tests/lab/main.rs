@@ -9,6 +9,7 @@ mod left;
 mod link;
 mod power;
 mod scenario;
+mod swaps;
 mod tools;
 
 use anyhow::Context as _;
@@ -30,6 +31,7 @@ const SCENARIOS: &[Scenario] = &[
     scenario::of("a_power_cut_loses_what_was_not_flushed", 600, |lab| Box::pin(power::what_was_not_flushed_is_lost(lab))),
     scenario::of("a_link_goes_and_comes", 300, |lab| Box::pin(link::goes_and_comes(lab))),
     scenario::of("the_broker_serves_the_guests", 600, |lab| Box::pin(bus::the_broker_serves_the_guests(lab))),
+    scenario::of("a_swap_keeps_its_word", 300, |lab| Box::pin(swaps::a_swap_keeps_its_word(lab))),
     scenario::of("a_volume_lives", 1200, |lab| Box::pin(cluster::a_volume_lives(lab))),
     scenario::of("every_phase_has_its_accident", 1200, |lab| Box::pin(cluster::every_phase_has_its_accident(lab))),
     scenario::of("an_old_session_is_locked_out", 1200, |lab| Box::pin(cluster::an_old_session_is_locked_out(lab))),
@@ -49,6 +51,9 @@ const SCENARIOS: &[Scenario] = &[
 fn main() -> ExitCode {
     if let Some(dir) = std::env::var_os(left::OWNER) {
         return left::own(Path::new(&dir));
+    }
+    if std::env::var_os(swaps::INSIDE).is_some() {
+        return swaps::inside();
     }
     let words: Vec<String> = std::env::args().skip(1).collect();
     let filters: Vec<&String> = words.iter().filter(|word| !word.starts_with('-')).collect();
