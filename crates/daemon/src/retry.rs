@@ -41,9 +41,10 @@ impl Retry {
         *self = Self::default();
     }
 
-    /// Whether the next try is still to be waited for; a wall clock that is set does not matter.
-    pub fn holds(&self) -> bool {
-        self.next.is_some_and(|(next, _)| Instant::now() < next)
+    /// How long the next try is still to be waited for, if it is; a wall clock that is set does not matter.
+    pub fn holds(&self) -> Option<Duration> {
+        let left = self.next?.0.saturating_duration_since(Instant::now());
+        (!left.is_zero()).then_some(left)
     }
 
     /// For the operator.

@@ -9,6 +9,8 @@ use std::{fmt::Debug, time::Duration};
 pub const OBSERVE_DEADLINE: Duration = Duration::from_secs(10);
 /// How long what was seen of a volume's zvols may be carried over to the next facts.
 pub const CARRIED: Duration = Duration::from_secs(3);
+/// How often the host is looked at while a step is held back after a failure: what it waits for may be there before its time.
+pub const HELD: Duration = Duration::from_secs(1);
 /// So many times the same step is done in a row before it is slowed down.
 const SAME_STEP: u32 = 3;
 /// Bytes per second that steps with bulk data reach at the least.

@@ -3,7 +3,7 @@
 use super::{Mail, Node};
 use crate::{
     retry::Retry,
-    steps::{self, CARRIED, OBSERVE_DEADLINE, Repeats},
+    steps::{self, CARRIED, HELD, OBSERVE_DEADLINE, Repeats},
 };
 use img_storage_model::{
     HostName,
@@ -104,8 +104,8 @@ impl Actor {
             let open = match decision {
                 Decision::Do(step) => {
                     self.report(&facts);
-                    if self.retry.holds() || (step.begins_anew() && self.setback.holds()) {
-                        self.rest(Duration::from_millis(100)).await
+                    if let Some(left) = self.retry.holds().max(self.setback.holds().filter(|_| step.begins_anew())) {
+                        self.rest(left.min(HELD)).await
                     } else {
                         if let Some(why) = node::setback(&facts).filter(|_| step.takes_up()) {
                             self.setback.failed(why.to_owned(), self.node.clock.now());

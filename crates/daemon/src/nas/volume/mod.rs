@@ -12,7 +12,7 @@ use super::{Nas, Shown};
 use crate::{
     rate::Rate,
     retry::Retry,
-    steps::{self, CARRIED, OBSERVE_DEADLINE, Repeats},
+    steps::{self, CARRIED, HELD, OBSERVE_DEADLINE, Repeats},
 };
 use img_storage_model::{
     Fault, HostName, Plane, RequestId,
@@ -173,8 +173,8 @@ impl Actor {
                 Decision::Do(step) => {
                     self.waiting = None;
                     self.show(&facts);
-                    if self.retry.holds() || (step.begins_anew() && self.setback.holds()) {
-                        self.rest(Duration::from_millis(100)).await;
+                    if let Some(left) = self.retry.holds().max(self.setback.holds().filter(|_| step.begins_anew())) {
+                        self.rest(left.min(HELD)).await;
                     } else {
                         if let Some(why) = facts.setback().filter(|_| step.takes_up()) {
                             self.setback.failed(why, self.nas.clock.now());
@@ -245,7 +245,7 @@ impl Actor {
         let context = Context {
             report: self.report.as_ref(),
             due,
-            hold_off: self.push_retry.holds(),
+            hold_off: self.push_retry.holds().is_some(),
             reader: self.reader.clone(),
             nas: self.nas.post.name().as_str(),
             initiator: initiator.as_deref(),
