@@ -62,6 +62,8 @@ pub struct Device {
     pub table: String,
     /// So many have it open.
     pub open: u32,
+    /// A table is loaded besides, which the next `dmsetup resume` puts in.
+    pub pending: bool,
     /// Sectors of its overlay that are in use, of how many.
     pub overlay: Option<(u64, u64)>,
 }
@@ -340,6 +342,14 @@ impl Volume<'_> {
         if device.suspended {
             let next = "the daemon lets it go on when it runs; by hand: dmsetup clear, then dmsetup resume";
             notes.differs(about, thing.clone(), "suspended: everybody on it waits", "running", next).ask(ask.clone());
+        }
+        // One that is suspended is about to have it, or was left so: that was said.
+        if self.raw().is_some_and(|d| d.pending) && !device.suspended {
+            let next = format!(
+                "a change of tables was cut off, or is under way: the daemon drops it before the next one. It holds what it names                  open until then; if it stays: dmsetup clear {}. Never dmsetup resume, which puts it in",
+                self.label
+            );
+            notes.differs(about, thing.clone(), "a table is loaded that is not in use", "its own table alone", next);
         }
         let fill = self.raw().and_then(|d| d.overlay);
         if let Some(why) = &device.broken {

@@ -92,6 +92,7 @@ fn site(lies: Lies, want: Want) -> Site {
             epoch: Some(E),
             table: "0 1 linear 8:0 0".to_owned(),
             open: 0,
+            pending: false,
             overlay: overlaid.then_some((1, 100)),
         }]),
         sessions: Fact::Known(if on_nas { vec![session()] } else { Vec::new() }),
@@ -152,6 +153,15 @@ fn devices() {
     assert!(only(&on_device(Lies::Local, |d| d.epoch = Epoch(2))).is.contains("epoch 2"));
     assert!(only(&on_device(Lies::Local, |d| d.suspended = true)).is.contains("suspended"));
     assert!(only(&on_device(Lies::OverRemote, |d| d.broken = Some("it is full".to_owned()))).is.contains("no more writes"));
+    for (suspended, says) in [(false, "a table is loaded"), (true, "suspended")] {
+        let mut half = site(Lies::Local, Want::Local);
+        let Fact::Known(devices) = &mut half.devices else { panic!() };
+        devices[0].pending = true;
+        if let Fact::Known(Some(device)) = &mut half.volumes.get_mut(&volume()).unwrap().device {
+            device.suspended = suspended;
+        }
+        assert!(only(&examine(&half)).is.contains(says));
+    }
     for (used, differs) in [(79, 0), (80, 1)] {
         let mut filling = site(Lies::OverRemote, Want::Local);
         let Fact::Known(devices) = &mut filling.devices else { panic!() };

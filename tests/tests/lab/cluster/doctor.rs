@@ -88,10 +88,16 @@ pub async fn the_doctor_names_the_culprit(lab: &Lab) -> anyhow::Result<()> {
         cluster.kill(host).await?;
     }
 
-    // The node: its daemon is dead, the device was removed by hand, and somebody took a permission away.
+    // The node: its daemon is dead, a table was left loaded, the device was removed by hand, and somebody took a permission away.
     let (code, said) = examine(&cluster, "node1", "").await?;
     finding(&said, "the node daemon", &["does not run"])?;
     ensure!(code == 6 && said["findings"].as_array().is_some_and(|all| all.len() == 1), "{code}: {said:#}");
+    node.check("dmsetup table nas.tank.vol1 | dmsetup load nas.tank.vol1").await?;
+    let (_, said) = examine(&cluster, "node1", "").await?;
+    finding(&said, DEVICE, &["a table is loaded that is not in use", "dmsetup clear nas.tank.vol1"])?;
+    node.check("dmsetup clear nas.tank.vol1").await?;
+    let (_, said) = examine(&cluster, "node1", "").await?;
+    ensure!(finding(&said, DEVICE, &[]).is_err(), "the table is dropped: {said:#}");
     node.check("dmsetup remove --retry nas.tank.vol1; zfs unallow -u img-storage send vmpool/images").await?;
     node.check("zfs create -V 16M -s vmpool/images/stray; zfs set img-storage:volume=00000000-0000-0000-0000-000000000007 vmpool/images/stray")
         .await?;

@@ -69,6 +69,7 @@ impl KernelNode {
                 epoch: marks::epoch(&state.uuid),
                 table: self.dm.lines(&state.name).await?,
                 open: state.open,
+                pending: state.pending,
                 overlay,
                 name: state.name,
             });
