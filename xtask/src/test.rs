@@ -15,6 +15,8 @@ use std::{
 
 /// The test program of the simulation.
 const SIMULATION: &str = "simulation";
+/// The test program of whole lives under `kill -9`. It waits for states, not for times, with minutes to spare.
+const CRASH: &str = "crash";
 /// Where tools are put that are installed from their sources.
 const TOOLS: &str = "target/tools";
 
@@ -85,13 +87,14 @@ impl Test {
         let mut parts = vec!["test", "--workspace", "--no-fail-fast"];
         parts.extend(others.iter().flat_map(|name| ["--test", name.as_str()]));
         run.cargo("real parts and processes", &parts, 20);
-        // Emulated machines take the longest, and leave some time of two processors: what no clock counts in is run beside them, and gives way.
+        // Emulated machines take the longest, and leave some time of two processors: what no short time counts in is run beside them, and gives way.
         let lab = lab.map(|lab| {
             run.beside = true;
             println!("\n== virtual machines: they run beside what follows; their lines begin with a word of their own");
             std::thread::spawn(move || Section::of("virtual machines", || lab.run()))
         });
         run.cargo("simulation", &["test", "--workspace", "--no-fail-fast", "--test", SIMULATION], 25);
+        run.cargo("kills", &["test", "--workspace", "--no-fail-fast", "--test", CRASH], 20);
         run.cargo("lints", &["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"], 15);
         match lab {
             Some(lab) => run.sections.push(lab.join().map_err(|_| anyhow::anyhow!("the virtual machines' section panicked"))?),
@@ -169,14 +172,14 @@ fn counts(printed: &str) -> (u64, u64, u64) {
     sum
 }
 
-/// The workspace's test programs, but for the simulation and the virtual machines, which have sections of their own.
+/// The workspace's test programs, but for those that have sections of their own.
 fn test_programs() -> anyhow::Result<Vec<String>> {
     let text = command::output(&mut cargo(&["metadata", "--no-deps", "--format-version", "1"]))?;
     let metadata: serde_json::Value = serde_json::from_str(&text)?;
     let targets =
         metadata["packages"].as_array().into_iter().flatten().flat_map(|p| p["targets"].as_array().into_iter().flatten());
     let tests = targets.filter(|t| t["kind"][0] == "test").filter_map(|t| t["name"].as_str());
-    Ok(tests.filter(|name| ![SIMULATION, lab::TARGET].contains(name)).map(str::to_owned).collect())
+    Ok(tests.filter(|name| ![SIMULATION, CRASH, lab::TARGET].contains(name)).map(str::to_owned).collect())
 }
 
 /// How long the crates may take to come that are needed on other systems alone.
