@@ -78,7 +78,7 @@ pub fn cargo(words: &[&str]) -> Command {
 /// As [`cargo`], for what gives way to what runs beside it.
 pub fn nice_cargo(words: &[&str]) -> Command {
     let mut command = Command::new("nice");
-    command.args(["-n", "5"]).arg(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into())).args(words).current_dir(root());
+    command.args(["-n", "15"]).arg(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into())).args(words).current_dir(root());
     command
 }
 
