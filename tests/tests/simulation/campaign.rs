@@ -54,6 +54,7 @@ fn faults(effect: &Effect, kernel: bool) -> Vec<Fault> {
         Fault::CrashAfter,
         Fault::Blind(7),
         if kernel { Fault::RebootNodes } else { Fault::KillNode },
+        Fault::LoseExport,
         Fault::KillExport,
         Fault::FailJobs,
         Fault::Cut(4),

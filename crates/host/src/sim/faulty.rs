@@ -45,6 +45,8 @@ pub enum Fault {
     Blind(u32),
     /// The node's storage daemon of the volume is killed after it.
     KillNode,
+    /// The NAS's export of the volume is killed before it.
+    LoseExport,
     /// The NAS's export of the volume is killed after it.
     KillExport,
     /// The daemon of the volume's incoming file is killed after it.
@@ -179,6 +181,7 @@ impl Faults {
             Some(Fault::ErrorBefore) => return failed(),
             Some(Fault::Lie) => return Ok(StepResult::Done),
             Some(Fault::FailJobs) => self.0.world.fail_jobs(volume),
+            Some(Fault::LoseExport) => self.0.world.kill_export(volume),
             Some(Fault::Hang) => return pending().await,
             Some(Fault::CrashBefore) => return self.crash(host).await,
             Some(Fault::ErrorMid(parts)) => {

@@ -249,6 +249,11 @@ impl SimNode {
                 if qsd.top != Layer::Remote || qsd.copy.is_some() {
                     return refuse("the device does not lie on the NAS alone");
                 }
+                // What the guest wrote last is flushed by the old connection, or the device stays where it is.
+                let old = qsd.remote.as_ref().map(|c| c.endpoint.clone());
+                if let Some(old) = old {
+                    s.behind(&self.name, &old)?;
+                }
                 s.behind(&self.name, &endpoint)?;
                 s.move_onto(&self.name, volume, &endpoint, "moves to another export");
                 s.node(&self.name, volume).process()?.remote = Some(Conn::to(&endpoint));

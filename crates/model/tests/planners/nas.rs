@@ -240,6 +240,30 @@ fn the_way_back_and_the_overlay() {
 }
 
 #[test]
+fn the_overlays_name_is_served_until_the_node_has_left_it() {
+    let v = row(Some(mapping(Want::Remote, Authority::Nas)));
+    let on = |name: &str| Report { attached: Some(name.to_owned()), ..report(NodePhase::Remote, false) };
+    // The export died between the word to move and the move: only its old name can flush what the guest wrote last.
+    let start = |decision| match decision {
+        Decision::Do(NasStep::StartExport { name, layer: NasLayer::Disk, .. }) => name,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(start(decide(&v, &facts(), Some(&on("e3.back")))), "e3.back");
+    assert_eq!(start(decide(&v, &facts(), Some(&on("e3")))), "e3");
+    // It was started before the node had told where it is.
+    let plain = exporting(export("e3", NasLayer::Disk, None));
+    let back_too = Decision::Do(NasStep::AddExport { name: "e3.back".to_owned() });
+    assert_eq!(decide(&v, &plain, Some(&on("e3.back"))), back_too);
+    let mut process = export("e3", NasLayer::Disk, None);
+    process.names.push("e3.back".to_owned());
+    let both = exporting(process);
+    assert!(waits(&decide(&v, &both, Some(&on("e3.back")))));
+    let left = Decision::Do(NasStep::RemoveExport { name: "e3.back".to_owned() });
+    assert_eq!(decide(&v, &both, Some(&on("e3"))), left);
+    assert_eq!(decide(&v, &plain, Some(&on("e3"))), Decision::Rest);
+}
+
+#[test]
 fn an_overlay_is_never_replaced_behind_a_mirrors_back() {
     let left = NasFacts { overlay: Fact::Known(Some(E)), ..facts() };
     let ready = report(NodePhase::BackReady, true);

@@ -178,7 +178,8 @@ fn plan_nas(v: &VolumeRecord, m: &Mapping, f: &Seen<'_>, report: Option<&Report>
             return Decision::Do(NasStep::GrowDisk { size: v.size });
         }
         // A node that still works on the overlay's name finds it again; it is moved over below.
-        let on_back = v.assign.as_ref().and_then(|a| a.export.as_ref()).is_some_and(|e| e.export == back);
+        let told = v.assign.as_ref().and_then(|a| a.export.as_ref()).is_some_and(|e| e.export == back);
+        let on_back = told || report.is_some_and(|r| r.attached.as_ref() == Some(&back));
         let name = if m.layer == NasLayer::Overlay || on_back { back } else { plain };
         return Decision::Do(NasStep::StartExport { epoch: m.epoch, name, peer: m.node.clone(), port: m.port, layer: m.layer });
     };
@@ -210,6 +211,10 @@ fn plan_nas(v: &VolumeRecord, m: &Mapping, f: &Seen<'_>, report: Option<&Report>
     }
     if !export.names.contains(&plain) {
         return Decision::Do(NasStep::AddExport { name: plain });
+    }
+    // Told to move and not there yet when the export died: what its guest wrote last can be flushed by the old name alone.
+    if report.is_some_and(|r| r.attached.as_ref() == Some(&back)) && !export.names.contains(&back) {
+        return Decision::Do(NasStep::AddExport { name: back });
     }
     if export.names.contains(&back) {
         return match report {
