@@ -265,6 +265,9 @@ impl Act {
     pub async fn unmap(&mut self, force: bool) -> Result<(), String> {
         self.excite();
         if !force {
+            if let Some(guest) = &self.guest {
+                guest.is_answered().await?;
+            }
             self.guest_off().await;
         }
         let request = Request::Unmap { volume: self.volume, force };

@@ -12,12 +12,17 @@ use std::{
 };
 use tokio::{task::JoinHandle, time::sleep};
 
-/// What a guest is told.
+/// For how long troubles may keep a device from answering; they are over long before.
+const PATIENCE: Duration = Duration::from_secs(1200);
+
+/// What a guest is told, and has to tell.
 #[derive(Default)]
 struct Mood {
     stop: AtomicBool,
     idle: AtomicBool,
     calm: AtomicU64,
+    /// How many of its requests were done.
+    answered: AtomicU64,
 }
 
 /// A running guest. It writes fast for a while after each [`Guest::excite`], and slowly later.
@@ -46,6 +51,18 @@ impl Guest {
     /// Something is about to happen.
     pub fn excite(&self) {
         self.mood.calm.store(0, Ordering::Relaxed);
+    }
+
+    /// Its device does what it asks for, at last: two requests, as the first may have been under way.
+    pub async fn is_answered(&self) -> Result<(), String> {
+        let before = self.mood.answered.load(Ordering::Relaxed);
+        for _ in 0..PATIENCE.as_secs() * 20 {
+            if self.mood.idle.load(Ordering::Relaxed) || self.mood.answered.load(Ordering::Relaxed) >= before + 2 {
+                return Ok(());
+            }
+            sleep(Duration::from_millis(50)).await;
+        }
+        Err(format!("the guest's device on {} answers nothing for {} s", self.node, PATIENCE.as_secs()))
     }
 
     /// Shuts it down: it ends what it is doing and lets go of its device.
@@ -83,8 +100,12 @@ async fn live(world: World, node: HostName, volume: VolumeId, blocks: usize, mut
         } else {
             world.guest_read(&node, volume, block).await
         };
-        if result == Err(GuestError::Gone) {
-            connected = None;
+        match result {
+            Ok(_) => {
+                mood.answered.fetch_add(1, Ordering::Relaxed);
+            }
+            Err(GuestError::Gone) => connected = None,
+            Err(GuestError::Io) => {}
         }
         let calm = mood.calm.fetch_add(1, Ordering::Relaxed);
         sleep(Duration::from_micros(random.random_range(2000..8000) + (calm * 100).min(400_000))).await;
