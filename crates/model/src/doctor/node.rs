@@ -346,7 +346,7 @@ impl Volume<'_> {
         // One that is suspended is about to have it, or was left so: that was said.
         if self.raw().is_some_and(|d| d.pending) && !device.suspended {
             let next = format!(
-                "a change of tables was cut off, or is under way: the daemon drops it before the next one. It holds what it names                  open until then; if it stays: dmsetup clear {}. Never dmsetup resume, which puts it in",
+                "a change of tables was cut off, or is under way: the daemon drops it before the next one. It holds what it names open until then; if it stays: dmsetup clear {}. Never dmsetup resume, which puts it in",
                 self.label
             );
             notes.differs(about, thing.clone(), "a table is loaded that is not in use", "its own table alone", next);

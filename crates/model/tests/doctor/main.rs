@@ -72,6 +72,7 @@ pub fn only(found: &Diagnosis) -> &Finding {
     let differs: Vec<&Finding> = found.findings.iter().filter(|f| f.level == Level::Differs).collect();
     let [one] = differs.as_slice() else { panic!("not one: {:#?}", lines(found)) };
     assert!(!one.is.is_empty() && !one.should_be.is_empty() && !one.next.is_empty(), "{one:#?}");
+    assert!(![&one.thing, &one.is, &one.should_be, &one.next].iter().any(|said| said.contains("  ")), "a gap: {one:#?}");
     assert!(found.unseen.is_empty(), "{:?}", found.unseen);
     one
 }
